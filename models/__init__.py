@@ -1,0 +1,1 @@
+"""Encoders, objectives, the selective scan and its backends, FLOPs, conversion."""

@@ -1,0 +1,65 @@
+"""Backend `triton` of the causal convolution: a tile of tokens and channels a program, SiLU fused."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from models.scan.conv_inputs import ConvGradients, ConvInputs
+from models.scan.triton_conv_kernels import conv_backward, conv_forward
+
+TOKENS, CHANNELS = 16, 128
+"""Of a tile; the tokens around it that the width reaches are read again by its neighbours, from the cache."""
+
+
+def prepare(inputs: ConvInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x with contiguous channels, weight and bias in contiguous float32, order or a stand-in."""
+    x = inputs.x if inputs.x.stride(2) == 1 else inputs.x.contiguous()
+    weight = inputs.weight.float().contiguous()
+    bias = weight.new_zeros(weight.shape[0]) if inputs.bias is None else inputs.bias.float().contiguous()
+    return x, weight, bias, weight if inputs.order is None else inputs.order.to(torch.int32).contiguous()
+
+
+def flags(inputs: ConvInputs) -> dict[str, int | bool]:
+    return {
+        "SILU": inputs.silu,
+        "ORDERED": inputs.order is not None,
+        "WIDTH": inputs.weight.shape[1],
+        "TOKENS": TOKENS,
+        "CHANNELS": CHANNELS,
+        "enable_fp_fusion": True,
+    }
+
+
+def grid(inputs: ConvInputs) -> tuple[int, int, int]:
+    batch, length, channels = inputs.x.shape
+    return batch, triton.cdiv(length, TOKENS), inputs.groups * triton.cdiv(channels, CHANNELS)
+
+
+def forward(inputs: ConvInputs) -> Tensor:
+    x, weight, bias, order = prepare(inputs)
+    batch, length, channels = x.shape
+    out = x.new_empty(batch, length, weight.shape[0])
+    sizes = (length, channels, inputs.groups)
+    conv_forward[grid(inputs)](x, weight, bias, order, out, *sizes, *x.stride()[:2], **flags(inputs))
+    return out
+
+
+def backward(inputs: ConvInputs, dout: Tensor) -> ConvGradients:
+    x, weight, bias, order = prepare(inputs)
+    batch, length, channels = x.shape
+    rows, width = weight.shape
+    # Groups share x: their gradients are added up in float32.
+    dx = x.new_empty(inputs.groups, *x.shape, dtype=torch.float32 if inputs.groups > 1 else x.dtype)
+    of_taps = weight.new_empty(width + 1, batch * grid(inputs)[1], rows)
+    sizes = (length, channels, inputs.groups, batch)
+    conv_backward[grid(inputs)](
+        x, weight, bias, order, dout.contiguous(), dx, of_taps, *sizes, *x.stride()[:2], **flags(inputs)
+    )
+    of_taps = of_taps.sum(1)
+    return ConvGradients(
+        dx.sum(0).to(x.dtype) if inputs.groups > 1 else dx[0],
+        of_taps[:width].T.to(inputs.weight.dtype).contiguous(),
+        None if inputs.bias is None else of_taps[width].to(inputs.bias.dtype, copy=True),
+    )

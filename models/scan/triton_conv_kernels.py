@@ -1,0 +1,92 @@
+"""Triton kernels of the causal convolution, one each way. A program is a tile of tokens and channels of one group."""
+
+# Triton's language in Python's syntax: its values have no Python types, and its tuples grow by addition alone.
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
+# ruff: noqa: RUF005
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from models.scan.triton_kernels import sigmoid
+
+
+@triton.jit
+def read_tokens(x, stride, order, i, length, c, mask, ORDERED: tl.constexpr):
+    """Tile of the tokens at positions i of a group's order, zeros outside the sequence."""
+    there = (i >= 0) & (i < length)
+    t = tl.load(order + i, mask=there, other=0) if ORDERED else i
+    return tl.load(x + t[:, None] * stride + c[None, :], mask=there[:, None] & mask[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def place(length, channels, groups, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Of a program: batch element, group, positions, channels of x and which of them exist."""
+    blocks = tl.cdiv(channels, CHANNELS)
+    c = (tl.program_id(2) % blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    i = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    return tl.program_id(0).to(tl.int64), tl.program_id(2) // blocks, i, c, c < channels
+
+
+@triton.jit
+def conv_forward(
+    x, weight, bias, order, out, length, channels, groups, x_batch, x_token,
+    SILU: tl.constexpr, ORDERED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    b, group, i, c, mask = place(length, channels, groups, TOKENS, CHANNELS)
+    wide = group * channels + c
+    order += group * length
+    y = tl.zeros([TOKENS, CHANNELS], tl.float32) + tl.load(bias + wide, mask=mask, other=0.0)[None, :]
+    for j in tl.static_range(WIDTH):
+        tap = tl.load(weight + wide * WIDTH + WIDTH - 1 - j, mask=mask, other=0.0)
+        y += read_tokens(x + b * x_batch, x_token, order, i - j, length, c, mask, ORDERED) * tap[None, :]
+    if SILU:
+        y *= sigmoid(y)
+    t = tl.load(order + i, mask=i < length, other=0) if ORDERED else i
+    at = (b * length + t[:, None]) * groups * channels + wide[None, :]
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=(i < length)[:, None] & mask[None, :])
+
+
+@triton.jit
+def conv_backward(
+    x, weight, bias, order, dout, dx, of_taps, length, channels, groups, batch, x_batch, x_token,
+    SILU: tl.constexpr, ORDERED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """dx (groups, batch, length, channels); of_taps (width + 1, parts, groups * channels) takes the gradients of the
+    weight and, last, of the bias, a part for each tile of tokens.
+
+    A token's gradient needs the outputs of itself and of the width - 1 tokens after it, which are computed again.
+    """
+    b, group, i, c, mask = place(length, channels, groups, TOKENS, CHANNELS)
+    wide = group * channels + c
+    order += group * length
+    tokens, taps = (), ()
+    for k in tl.static_range(2 * WIDTH - 1):
+        tokens = tokens + (read_tokens(x + b * x_batch, x_token, order, i + k - WIDTH + 1, length, c, mask, ORDERED),)
+    for j in tl.static_range(WIDTH):
+        taps = taps + (tl.load(weight + wide * WIDTH + WIDTH - 1 - j, mask=mask, other=0.0)[None, :],)
+    shift = tl.load(bias + wide, mask=mask, other=0.0)[None, :]
+    part = (b * tl.num_programs(1) + tl.program_id(1)) * groups * channels + wide
+    total = tl.zeros([TOKENS, CHANNELS], tl.float32)
+    for j in tl.static_range(WIDTH):
+        dy = read_tokens(
+            dout + b * length * groups * channels + group * channels, groups * channels, order, i + j, length, c, mask,
+            ORDERED,
+        )  # fmt: skip
+        if SILU:
+            y = tl.zeros([TOKENS, CHANNELS], tl.float32) + shift
+            for m in tl.static_range(WIDTH):
+                y += tokens[WIDTH - 1 + j - m] * taps[m]
+            s = sigmoid(y)
+            dy *= s + y * s * (1.0 - s)
+        total += dy * taps[j]
+        if j == 0:
+            row = batch * tl.num_programs(1) * groups * channels
+            tl.store(of_taps + WIDTH * row + part, tl.sum(dy, axis=0), mask=mask)
+            for m in tl.static_range(WIDTH):
+                slot = of_taps + (WIDTH - 1 - m) * row + part
+                tl.store(slot, tl.sum(dy * tokens[WIDTH - 1 - m], axis=0), mask=mask)
+    t = tl.load(order + i, mask=i < length, other=0) if ORDERED else i
+    at = ((group * batch + b) * length + t[:, None]) * channels + c[None, :]
+    tl.store(dx + at, total.to(dx.dtype.element_ty), mask=(i < length)[:, None] & mask[None, :])

@@ -1,0 +1,108 @@
+"""Weights in files, read safely: safetensors, or torch files with weights_only. No pickle is ever executed.
+
+The native format is safetensors under our names; its header holds the configs, so that a file alone gives the module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from models.arm import ARM
+from models.build import build_on_meta
+from models.classifier import Classifier
+from models.config import ARConfig, EncoderConfig, MAEConfig, ObjectiveConfig, SupervisedConfig
+from models.convert import from_official, to_official
+from models.mae import MAE
+from models.tables import make_tables
+from scaling.errors import UserError
+from scaling.files import atomic_write
+
+FORMAT = "armscale"
+FORMATS = ("official", "native", "safetensors")
+KINDS: dict[str, type[ObjectiveConfig]] = {kind.__name__: kind for kind in (ARConfig, MAEConfig, SupervisedConfig)}
+
+
+def header_of(encoder: EncoderConfig, objective: ObjectiveConfig) -> dict[str, str]:
+    """Metadata of a native file."""
+    return {
+        "format": FORMAT,
+        "encoder": json.dumps(dataclasses.asdict(encoder)),
+        "objective": json.dumps({"kind": type(objective).__name__} | dataclasses.asdict(objective)),
+    }
+
+
+def read_module(path: Path) -> nn.Module:
+    """The ARM, MAE or Classifier in a native file, or in an official checkpoint (.pth, or safetensors of its names).
+
+    Raises UserError for a file that is missing, is neither, or would need unsafe loading.
+    """
+    if not path.is_file():
+        raise UserError("input", str(path), "a checkpoint file")
+    if path.suffix != ".safetensors":
+        return from_official(_read_torch(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except SafetensorError as error:
+        raise UserError("input", str(path), "a safetensors file", why=str(error)) from error
+    return _native(header, state, path) if header.get("format") == FORMAT else from_official(state)
+
+
+def write_module(module: nn.Module, path: Path, to: str) -> None:
+    """Writes a module atomically as one of FORMATS.
+
+    `official` is a torch file with the official names under the key `model`, `safetensors` the same names in a
+    safetensors file, `native` ours. Raises UserError where the official code has no such model.
+    """
+    if to not in FORMATS:
+        raise UserError("to", to, FORMATS)
+    if to == "native":
+        assert isinstance(module, ARM | MAE | Classifier)
+        state, header = module.state_dict(), header_of(module.encoder.config, module.config)
+    else:
+        state, header = to_official(module), {}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with atomic_write(path) as file:
+        if to == "official":
+            torch.save({"model": state}, file)
+        else:
+            file.write(save(state, header))
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """The state dict of an official checkpoint file, which holds its arguments as a Namespace beside it."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError("input", str(path), "a torch file of tensors alone", why=str(error).splitlines()[0]) from error
+    state = found.get("model", found) if isinstance(found, dict) else found
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError("input", str(path), "a state dict, alone or under the key 'model'")
+    return state
+
+
+def _native(header: dict[str, str], state: dict[str, Tensor], path: Path) -> nn.Module:
+    try:
+        encoder = EncoderConfig(**json.loads(header["encoder"]))
+        objective = json.loads(header["objective"])
+        config = KINDS[objective.pop("kind")](**objective)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError("input", str(path), "a native file of this version", why=repr(error)) from error
+    module = build_on_meta(encoder, config).module
+    make_tables(module, torch.device("cpu"))
+    try:
+        module.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise UserError("input", str(path), "the tensors of its own header", why=str(error)) from error
+    return module

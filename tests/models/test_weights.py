@@ -1,0 +1,130 @@
+"""Weight files: safe to read, exact, and refused with a reason."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from typer import Typer
+from typer.testing import CliRunner
+
+from models.build import build_objective
+from models.config import ARConfig, EncoderConfig, ObjectiveConfig
+from models.convert import to_official
+from models.weights import FORMATS, read_module, write_module
+from scaling.cli.convert import convert
+from scaling.errors import UserError
+from tests.models.configs import ALL, AR, LABELLED, encoder, name
+
+PAPER = ARConfig(decoder_width=64)
+FINETUNED = encoder(scan_directions=4, class_token=True, positions="learned")
+
+
+def module_of(config: EncoderConfig, objective: ObjectiveConfig) -> nn.Module:
+    return build_objective(config, objective, seed=7).get_submodule("module")
+
+
+def assert_same(found: nn.Module, expected: nn.Module) -> None:
+    ours, theirs = (dict(m.named_parameters()) | dict(m.named_buffers()) for m in (found, expected))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(("config", "objective"), ALL, ids=name)
+def test_native_files_hold_any_model(tmp_path: Path, config: EncoderConfig, objective: ObjectiveConfig) -> None:
+    module = module_of(config, objective)
+    write_module(module, tmp_path / "weights.safetensors", "native")
+    found = read_module(tmp_path / "weights.safetensors")
+    assert type(found) is type(module)
+    assert_same(found, module)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize(("config", "objective"), [(encoder(), PAPER), (FINETUNED, LABELLED)], ids=name)
+def test_command_converts_without_loss(
+    tmp_path: Path, config: EncoderConfig, objective: ObjectiveConfig, to: str
+) -> None:
+    """A run folder -> each format -> native through the command itself."""
+    app = Typer()
+    app.command()(convert)
+    first, middle, last = tmp_path / "weights.safetensors", tmp_path / "b", tmp_path / "c.safetensors"
+    middle = middle.with_suffix(".pth" if to == "official" else ".safetensors")
+    module = module_of(config, objective)
+    write_module(module, first, "native")
+    for source, target, format_ in ((tmp_path, middle, to), (middle, last, "native")):
+        result = CliRunner().invoke(app, [str(source), str(target), "--to", format_])
+        assert result.exit_code == 0, result.output
+    assert_same(read_module(last), module)
+
+
+def test_official_file_is_what_the_official_code_loads(tmp_path: Path) -> None:
+    module = module_of(FINETUNED, LABELLED)
+    write_module(module, tmp_path / "arm.pth", "official")
+    state = torch.load(tmp_path / "arm.pth", weights_only=True)["model"]
+    expected = to_official(module)
+    assert state.keys() == expected.keys()
+    assert state["layers.0.mixer.conv1d_c.weight"].shape == (32, 1, 4)
+
+
+def test_official_checkpoints_with_arguments_are_read_safely(tmp_path: Path) -> None:
+    """The official file holds an argparse.Namespace beside the weights."""
+    module = module_of(FINETUNED, LABELLED)
+    whole = {"model": to_official(module), "epoch": 3, "args": argparse.Namespace(lr=1e-3), "optimizer": {"state": {}}}
+    torch.save(whole, tmp_path / "checkpoint.pth")
+    assert_same(read_module(tmp_path / "checkpoint.pth"), module)
+    torch.save(to_official(module), tmp_path / "bare.pth")
+    assert_same(read_module(tmp_path / "bare.pth"), module)
+
+
+class Evil:
+    """Unpickling it would leave a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_files_is_not_run(tmp_path: Path) -> None:
+    torch.save({"model": {"weight": Evil(tmp_path / "harm")}}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="tensors alone"):
+        read_module(tmp_path / "evil.pth")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_refusals_name_the_reason(tmp_path: Path) -> None:
+    module = module_of(encoder(), AR)
+    with pytest.raises(UserError, match=r"to: 'onnx'.*official, native, safetensors"):
+        write_module(module, tmp_path / "x", "onnx")
+    with pytest.raises(UserError, match="paper's clusters"):
+        write_module(module, tmp_path / "x", "official")
+    with pytest.raises(UserError, match="encoder"):
+        write_module(module_of(encoder("vit"), PAPER), tmp_path / "x", "official")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="a checkpoint file"):
+        read_module(tmp_path / "absent.pth")
+    (tmp_path / "torn.safetensors").write_bytes(b"\x00" * 5)
+    with pytest.raises(UserError, match="a safetensors file"):
+        read_module(tmp_path / "torn.safetensors")
+    (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04")
+    with pytest.raises(UserError, match="tensors alone"):
+        read_module(tmp_path / "torn.pth")
+
+
+def test_native_file_with_another_header_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    module = module_of(encoder(), AR)
+    write_module(module, path, "native")
+    state = load_file(path)
+    other = {"format": "armscale", "encoder": '{"image_size": 192}', "objective": '{"kind": "ARConfig"}'}
+    save_file(state, path, other)
+    with pytest.raises(UserError, match="its own header"):
+        read_module(path)
+    save_file(state, path, {"format": "armscale", "encoder": "{}"})
+    with pytest.raises(UserError, match="this version"):
+        read_module(path)
