@@ -1,0 +1,1 @@
+"""Data: sources, packing into shards, verification, the resumable stream, augmentation."""

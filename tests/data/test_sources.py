@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from data import download
+from data.imagenet import NORMALIZATION
+from data.sources import known_sizes, open_source, unique_keys
+from scaling.errors import UserError
+from tests.data.conftest import write_images
+
+
+def jpeg(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, shade, shade)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def test_sizes_are_known_without_data() -> None:
+    assert known_sizes("fashion-mnist") == {"train": 60_000, "test": 10_000, "classes": 10}
+    assert known_sizes("cifar10:/somewhere") == {"train": 50_000, "test": 10_000, "classes": 10}
+    assert known_sizes("imagefolder:/somewhere") is None
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("mnist", "fashion-mnist"),
+        ("imagefolder", "it needs a folder"),
+        ("imagefolder:/no/such/folder", "no folder"),
+        ("imagenet:/no/such/folder", "no folder"),
+        ("cifar10:/no/such/folder", "no cifar-10-python.tar.gz"),
+        ("fashion-mnist:/no/such/folder", "no train-images-idx3-ubyte"),
+    ],
+)
+def test_wrong_sources_say_what_is_valid(source: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        open_source(source)
+    assert source.split(":")[0] in str(caught.value)
+
+
+def test_folders_without_images(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no class folders"):
+        open_source(f"imagefolder:{tmp_path}")
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match="no images"):
+        open_source(f"imagefolder:{tmp_path}")
+
+
+def test_one_split_or_two(tmp_path: Path, images: Path) -> None:
+    both = open_source(f"imagefolder:{images}")
+    assert [(split.name, len(split.keys)) for split in both.splits] == [("train", 60), ("val", 15)]
+    one = open_source(f"imagefolder:{images / 'train'}")
+    assert [(split.name, len(split.keys)) for split in one.splits] == [("train", 60)]
+    assert one.classes == ("class-0", "class-1", "class-2")
+    write_images(tmp_path / "train", 2, 1)
+    write_images(tmp_path / "test", 3, 1)
+    with pytest.raises(UserError, match="classes that train lacks: class-2"):
+        open_source(f"imagefolder:{tmp_path}")
+
+
+def test_keys_are_unique_and_without_dots() -> None:
+    assert unique_keys(["a/x.jpg", "a/x.png", "a/x.y.jpg", "b.c/x.jpg"]) == ["a/x", "a/x_png", "a/x_y", "b.c/x"]
+
+
+def test_changed_bytes_of_a_built_in_source_are_refused(tmp_path: Path) -> None:
+    for name in download.FASHION_MNIST:
+        with gzip.open(tmp_path / f"{name}.gz", "wb") as file:
+            file.write(struct.pack(">II", 2049, 0))
+    with pytest.raises(UserError, match="another sha256"):
+        open_source(f"fashion-mnist:{tmp_path}")
+
+
+def test_what_was_tried_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Neither apt nor the public address: an empty PATH, and an address that nobody answers.
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(download, "FASHION_MNIST_ADDRESS", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"tried apt-get.*no apt-get.*127\.0\.0\.1:9.*DIR") as caught:
+        download.fashion_mnist_files(None, tmp_path / "cache")
+    assert "train-images-idx3-ubyte" in caught.value.valid
+
+
+WORDNET = ["n01440764", "n02119789", "n04285008"]
+
+
+def imagenet_val(folder: Path, *, tarred: bool) -> list[int]:
+    """Six validation images whose labels are 2 0 1 1 0 2, as a tar or as a flat folder."""
+    labels = [2, 0, 1, 1, 0, 2]
+    files = {f"ILSVRC2012_val_{n:08d}.JPEG": jpeg(40 * n) for n in range(1, 7)}
+    if tarred:
+        (folder / "ILSVRC2012_img_val.tar").write_bytes(tar_of(files))
+    else:
+        (folder / "val").mkdir()
+        for name, data in files.items():
+            (folder / "val" / name).write_bytes(data)
+    return labels
+
+
+def test_imagenet_from_its_tars_and_development_kit(tmp_path: Path) -> None:
+    inner = {
+        f"{name}.tar": tar_of({f"{name}_{n}.JPEG": jpeg(10 * n + label) for n in range(4)})
+        for label, name in enumerate(WORDNET)
+    }
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar_of(dict(reversed(inner.items()))))
+    labels = imagenet_val(tmp_path, tarred=True)
+    # The kit numbers classes otherwise: ids 3, 1, 2 for the sorted WordNet ids.
+    kit_ids = [3, 1, 2]
+    kinds = np.dtype([("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")])
+    synsets = np.array([(i, w, "words") for i, w in zip(kit_ids, WORDNET, strict=True)], kinds)
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": synsets})
+    truth = "\n".join(str(kit_ids[label]) for label in labels) + "\n"
+    kit = {"kit/data/meta.mat": meta.getvalue(), "kit/data/ILSVRC2012_validation_ground_truth.txt": truth.encode()}
+    with gzip.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "wb") as file:
+        file.write(tar_of(kit))
+
+    source = open_source(f"imagenet:{tmp_path}")
+    assert source.classes == tuple(WORDNET)
+    assert source.normalization == NORMALIZATION
+    train, val = source.splits
+    assert train.keys[5] == "n02119789/n02119789_1"
+    assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert train.reader.read(5) == ("jpg", jpeg(11))
+    assert val.labels.tolist() == labels
+    assert val.reader.read(2) == ("jpg", jpeg(120))
+
+
+def test_imagenet_unpacked_with_the_solution_file(tmp_path: Path) -> None:
+    for label, name in enumerate(WORDNET):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / f"{name}_7.JPEG").write_bytes(jpeg(label))
+    labels = imagenet_val(tmp_path, tarred=False)
+    with pytest.raises(UserError, match="no ground truth of val"):
+        open_source(f"imagenet:{tmp_path}")
+    with (tmp_path / "LOC_val_solution.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["ImageId", "PredictionString"])
+        for number in (3, 1, 2, 6, 5, 4):
+            writer.writerow([f"ILSVRC2012_val_{number:08d}", f"{WORDNET[labels[number - 1]]} 85 1 499 272"])
+    train, val = open_source(f"imagenet:{tmp_path}").splits
+    assert train.keys == ["n01440764/n01440764_7", "n02119789/n02119789_7", "n04285008/n04285008_7"]
+    assert val.labels.tolist() == labels
