@@ -1,0 +1,91 @@
+"""Attempts at a run: each is claimed once, and only the highest may write.
+
+A paused or partitioned old attempt that wakes up after its replacement started must change nothing, so every commit,
+flush and summary asks `check` first.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaling import files, rundir
+
+
+class Superseded(RuntimeError):  # noqa: N818 - it is a fact about this attempt, not a fault
+    """A newer attempt has taken the run folder over."""
+
+
+def highest(folder: Path) -> int:
+    """The number of the newest attempt, 0 when there is none."""
+    attempts = folder / rundir.ATTEMPTS
+    if not attempts.is_dir():
+        return 0
+    return max((int(entry.name) for entry in attempts.iterdir() if entry.name.isdecimal()), default=0)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A claimed attempt at the run in `folder`. `writes` is true on rank 0 alone, which keeps the folder's records."""
+
+    folder: Path
+    number: int
+    writes: bool = True
+
+    @classmethod
+    def claim(cls, folder: Path) -> Attempt:
+        """Takes the next number by exclusive creation: two claimants never get the same one."""
+        attempts = folder / rundir.ATTEMPTS
+        attempts.mkdir(parents=True, exist_ok=True)
+        while True:
+            number = highest(folder) + 1
+            try:
+                descriptor = os.open(attempts / str(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                continue
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(f"{socket.gethostname()} {os.getpid()} {job_id() or '-'}\n")
+            return cls(folder, number)
+
+    @property
+    def superseded(self) -> bool:
+        """Whether a newer attempt exists."""
+        return highest(self.folder) > self.number
+
+    def check(self) -> None:
+        """Raises Superseded when a newer attempt exists."""
+        if self.superseded:
+            raise Superseded(f"attempt {self.number} of {self.folder.name} stops: a newer attempt has taken over")
+
+    def set_status(self, state: str, *, step: int | None = None, error: str | None = None) -> None:
+        """Replaces status.json; the heartbeat is now (seconds since the epoch)."""
+        assert state in rundir.STATES, state
+        if not self.writes:
+            return
+        self.check()
+        write_status(self.folder, state, attempt=self.number, step=step, error=error)
+
+
+def write_status(
+    folder: Path, state: str, *, attempt: int = 0, step: int | None = None, error: str | None = None
+) -> None:
+    """Replaces the status.json of a run folder."""
+    status = {
+        "state": state,
+        "attempt": attempt,
+        "job_id": job_id(),
+        "host": socket.gethostname(),
+        "heartbeat": time.time(),
+        "step": step,
+        "error": error,
+    }
+    files.write_json(folder / rundir.STATUS, status)
+
+
+def job_id() -> str | None:
+    """Slurm's id of this job, ARRAY_TASK for a task of an array; None elsewhere."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")

@@ -1,0 +1,98 @@
+"""armscale collect | fit | report | plan-next."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def collect(
+    runs: Annotated[Path, typer.Argument(help="A root of studies, a study folder or a run folder.")],
+    output: Annotated[Path, typer.Option(help="Folder for the tables.")],
+) -> None:
+    """Gather run folders into tables: runs, metrics, evaluations, and what was left out and why (parquet and csv).
+
+    Only folders that changed since the last call are read again.
+
+    Example: armscale collect runs/quickstart --output tables
+    """
+    from analysis.collect import update_tables
+
+    tables = update_tables(runs, output, workers=os.cpu_count() or 1)
+    print(f"{len(tables.completed)} completed runs of {len(tables.runs)}, {len(tables.excluded)} left out: {output}")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study folder (collected first) or a folder that collect wrote.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for the page [default: FOLDER/report].")] = None,
+) -> None:
+    """Write figures and one self-contained HTML page.
+
+    Example: armscale report runs/quickstart
+    """
+    from analysis.report import write_report
+
+    print(write_report(folder, output, workers=os.cpu_count() or 1))
+
+
+def fit(
+    table: Annotated[Path, typer.Argument(help="A csv or parquet file, as collect writes it or anybody else.")],
+    law: Annotated[
+        str,
+        typer.Option(help="power, power-floor, m3, m4, shifted-power, broken-power, chinchilla, sigmoid or isoflop."),
+    ],
+    x: Annotated[str, typer.Option(help="Column, or columns in the law's order with commas between.")],
+    y: Annotated[str, typer.Option(help="Column to explain: a loss or an error.")],
+    group: Annotated[str | None, typer.Option(help="Fit each value of this column on its own.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Pandas query: rows to leave out.")] = None,
+    hold_out: Annotated[str | None, typer.Option(help="Pandas query: rows to score, not to fit.")] = None,
+    delta: Annotated[float, typer.Option(help="Huber threshold on log residuals; inf gives least squares.")] = 1e-3,
+    bootstrap: Annotated[int, typer.Option(help="Draws; 0 uses the small-sample intervals.")] = 0,
+    resample_by: Annotated[str | None, typer.Option(help="Column whose values the bootstrap draws, not rows.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="FILE.json for the result.")] = None,
+) -> None:
+    """Fit a scaling law, with intervals that hold for few sizes and seeds.
+
+    Example: armscale fit tables/runs.csv --law power-floor --x parameters --y top1_error --group strategy
+    """
+    from analysis.fit import fit_groups, fit_law
+    from analysis.tables import read_table
+    from scaling.files import write_json
+
+    frame, columns = read_table(table), x.split(",")
+    options: dict[str, Any] = {"exclude": exclude, "hold_out": hold_out, "delta": delta, "bootstrap": bootstrap,
+               "resample_by": resample_by, "seed": seed}  # fmt: skip
+    if group:
+        fits = fit_groups(frame, group, law, columns, y, **options)
+        for value, result in fits.items():
+            print(f"{group} = {value}\n{result}\n")
+        if output:
+            write_json(output, {"groups": {value: result.as_json() for value, result in fits.items()}})
+        return
+    result = fit_law(frame, law, columns, y, **options)
+    print(result)
+    if output:
+        write_json(output, result.as_json())
+
+
+def plan_next(
+    table: Annotated[Path, typer.Argument(help="The table of runs that collect wrote (csv or parquet).")],
+    budget: Annotated[float, typer.Option(help="GPU-hours to spend.")],
+    output: Annotated[Path | None, typer.Option(help="FILE.json for the plan.")] = None,
+) -> None:
+    """Say which size, images and strategy the fitted laws expect to be best for a budget, and which runs to add.
+
+    Example: armscale plan-next tables/runs.csv --budget 500
+    """
+    from analysis.plan_next import plan_next as plan
+    from analysis.tables import read_table
+    from scaling.files import write_json
+
+    result = plan(read_table(table), budget)
+    print(result)
+    if output:
+        write_json(output, result.as_json())

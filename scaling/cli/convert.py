@@ -1,0 +1,33 @@
+"""armscale convert: between the official code's checkpoints and ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    input: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="An official .pth or .safetensors, a run folder, or its weights.safetensors."
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The file to write.")],
+    to: Annotated[
+        str, typer.Option(help="official (.pth), safetensors (the official names) or native (ours, with the config).")
+    ],
+) -> None:
+    """Convert weights between the official ARM code and armscale, without loss and without executing any pickle.
+
+    Example: armscale convert runs/imagenet/ar-mamba-base-... arm_base.pth --to official
+    """
+    from models.weights import read_module, write_module
+    from scaling.weights import WEIGHTS
+
+    module = read_module(input / WEIGHTS if input.is_dir() else input)
+    write_module(module, output, to)
+    tensors = sum(tensor.numel() for tensor in module.parameters())
+    print(f"{output}: {type(module).__name__}, {tensors:,} parameters, {to}")

@@ -1,0 +1,47 @@
+"""armscale doctor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib import metadata
+
+from rich.console import Console
+from rich.table import Table
+
+OPTIONAL = {
+    "deepspeed": "engine deepspeed",
+    "tensorboard": "TensorBoard beside metrics.jsonl",
+    "wandb": "W&B beside metrics.jsonl",
+    "nbclient": "running the notebooks",
+}
+
+
+def doctor() -> None:
+    """What this machine has, and which backend each part will use.
+
+    Example: armscale doctor
+    """
+    import torch
+
+    from models.scan import available_backends
+    from scaling.environment import Rank, device_name
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("armscale", f"{metadata.version('armscale')}, torch {torch.__version__}")
+    table.add_row("device", device_name(Rank().device))
+    table.add_row("cores", f"{len(os.sched_getaffinity(0))} usable, torch uses {torch.get_num_threads()}")
+    chosen = False
+    for name, usable, reason in available_backends():
+        mark = "-" if not usable else ("chosen by auto" if not chosen and name != "reference" else "usable")
+        chosen |= usable and name != "reference"
+        table.add_row(f"scan: {name}", f"{mark} {f'({reason})' if reason else ''}")
+    for package, purpose in OPTIONAL.items():
+        try:
+            table.add_row(package, f"{metadata.version(package)} ({purpose})")
+        except metadata.PackageNotFoundError:
+            table.add_row(package, f"not installed ({purpose})")
+    table.add_row("Slurm", shutil.which("sbatch") or "no sbatch on the path")
+    Console(soft_wrap=True).print(table)

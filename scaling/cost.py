@@ -1,0 +1,89 @@
+"""What a run costs before it starts, and what its steps achieve: FLOPs, model FLOPs utilisation, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.build import parameter_counts
+from models.flops import tokens_per_image, train_flops_per_image
+from scaling.config import RunConfig, stage_images
+from scaling.errors import UserError
+
+DENSE_PEAKS: dict[tuple[str, str], float] = {
+    ("H200", "bf16"): 989e12,
+    ("H100 PCIe", "bf16"): 756e12,
+    ("H100", "bf16"): 989e12,
+    ("A100", "bf16"): 312e12,
+    ("A100", "fp32"): 19.5e12,
+    ("V100", "fp32"): 15.7e12,
+    ("L40S", "bf16"): 362e12,
+    ("A10", "bf16"): 125e12,
+    ("RTX 4090", "bf16"): 165e12,
+    ("H200", "fp32"): 67e12,
+    ("H100", "fp32"): 67e12,
+}
+"""Dense peak operations per second by part of the device's name and precision (vendors' data sheets, no sparsity)."""
+
+
+def dense_peak(device: str, precision: str) -> float | None:
+    """Dense peak of a device in operations per second; None when the table does not know it."""
+    for (name, kind), peak in DENSE_PEAKS.items():
+        if kind == precision and name in device:
+            return peak
+    return None
+
+
+def utilisation(
+    flops_per_image: float, images_per_second_per_device: float, device: str, precision: str
+) -> float | None:
+    """Model FLOPs utilisation: counted matmul operations per second over the dense peak; None without a known peak.
+
+    Above 100 % the count or the clock is wrong, so it is refused rather than printed.
+    """
+    peak = dense_peak(device, precision)
+    if peak is None:
+        return None
+    mfu = flops_per_image * images_per_second_per_device / peak
+    if mfu > 1.0:
+        raise UserError("mfu", f"{mfu:.2f}", "at most 1", why=f"the peak of {device} at {precision} is {peak:.3g}/s")
+    return mfu
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run. FLOPs are operations (two a multiply-accumulate); absent where the data set's size is unknown."""
+
+    parameters: int
+    encoder_parameters: int
+    tokens_per_image: int
+    images: int | None
+    flops_per_image: float  # matmuls, forward and backward
+    scan_flops_per_image: float
+    state_bytes: int  # fp32 weights, gradients, two moments, and the average where it is on
+
+    @property
+    def train_flops(self) -> float | None:
+        """Matmul operations of the whole stage."""
+        return None if self.images is None else self.flops_per_image * self.images
+
+    @property
+    def scan_flops(self) -> float | None:
+        """Scan operations of the whole stage."""
+        return None if self.images is None else self.scan_flops_per_image * self.images
+
+
+def cost(config: RunConfig, samples: int | None, classes: int) -> Cost:
+    """The cost of a run on a training split of `samples` images."""
+    encoder, objective = config.encoder_config(), config.objective_config(classes)
+    total, _, of_encoder = parameter_counts(encoder, objective)
+    matmul, scan = train_flops_per_image(encoder, objective)
+    copies = 5 if config.train.ema else 4
+    return Cost(
+        parameters=total,
+        encoder_parameters=of_encoder,
+        tokens_per_image=tokens_per_image(encoder, objective),
+        images=stage_images(config.train, samples),
+        flops_per_image=matmul,
+        scan_flops_per_image=scan,
+        state_bytes=4 * copies * total,
+    )

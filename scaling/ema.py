@@ -1,0 +1,53 @@
+"""Exponential average of the weights, once an optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from scaling.dtensor import local
+
+
+class WeightAverage:
+    """average <- average + (weights - average) / time_constant, from step 0, no warm-up (sheet, section 3).
+
+    The config gives the time constant as a fraction of the run (the paper's: 10 of 100 epochs), so that a short run is
+    not dominated by its initial weights.
+    """
+
+    def __init__(self, module: nn.Module, time_constant: float) -> None:
+        assert time_constant >= 1.0
+        self.weight = 1.0 / time_constant
+        self.source: list[torch.Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self.average = [parameter.detach().clone() for parameter in self.source]
+
+    @torch.no_grad()
+    def update(self, taken: torch.Tensor) -> None:
+        """Moves the average towards the weights; `taken` (a scalar) is 0 where the step was masked, else 1."""
+        average, source = self._parts()
+        weight = (self.weight * taken).to(average[0])
+        torch._foreach_lerp_(average, source, [weight] * len(source))
+
+    def _parts(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """This rank's parts of the averages and of the weights, the live memory."""
+        return [local(tensor) for tensor in self.average], [local(parameter) for parameter in self.source]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """{parameter name: averaged tensor}, the tensors themselves."""
+        return dict(zip(self.names, self.average, strict=True))
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """The module holds the averaged weights inside the block and its own again after it."""
+        average, source = self._parts()
+        kept = [tensor.clone() for tensor in source]
+        torch._foreach_copy_(source, average)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(source, kept)

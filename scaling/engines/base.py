@@ -1,0 +1,164 @@
+"""The contract of an engine, and what all engines share: clipping, the masked step, one checkpoint layout."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models.noise import Noise
+from models.parallel import parallelize
+from scaling.config import RunConfig
+from scaling.dtensor import whole
+from scaling.ema import WeightAverage
+from scaling.environment import Rank
+from scaling.optimizer import build_optimizer, set_learning_rate
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Engine(ABC):
+    """prepare, then for every step forward and backward a micro-batch at a time, then step; state by parameter.
+
+    After `step` the weights, moments and average have moved together or, on a non-finite gradient, not at all.
+    """
+
+    def __init__(self, config: RunConfig, rank: Rank) -> None:
+        self.config = config
+        self.rank = rank
+        self.device = rank.device
+        self.objective: nn.Module
+        self.optimizer: torch.optim.Optimizer
+        self.average: WeightAverage | None = None
+
+    shard: Callable[[nn.Module], None] | None = None
+    """Spreads a block, and at last the objective, over ranks; None where every rank holds the whole model."""
+
+    def prepare(self, objective: nn.Module, steps: int, fill: Callable[[nn.Module], None] | None = None) -> None:
+        """Takes the objective to the device, spreads it, makes the optimizer and the average of the weights.
+
+        An objective on the meta device comes with `fill`, which gives it its values once each rank holds its part.
+        """
+        config = self.config
+        self.objective = objective.train()
+        if fill is None:
+            objective.to(self.device)
+        parallelize(objective, checkpointing=config.checkpointing, compile=config.compile, shard=self.shard)
+        if fill is not None:
+            self.allocate(objective)
+            fill(objective)
+        self.optimizer = build_optimizer(objective, config)
+        if config.train.ema:
+            self.average = WeightAverage(objective, max(1.0, config.train.ema * steps))
+        self.skipped = torch.zeros((), dtype=torch.float32, device=self.device)
+
+    def allocate(self, objective: nn.Module) -> None:
+        """Memory for an objective on the meta device."""
+        objective.to_empty(device=self.device)
+
+    @property
+    def module(self) -> nn.Module:
+        """Encoder with its head or decoder, inside the objective."""
+        return self.objective.get_submodule("module")
+
+    @abstractmethod
+    def forward(
+        self, images: Tensor, labels: Tensor | None, noise: Noise, *, last: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, metrics) of a micro-batch under the run's precision.
+
+        Ranks synchronise gradients on the `last` micro-batch of a step alone.
+        """
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of `loss`."""
+        loss.backward()
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over ranks."""
+        if self.rank.ranks == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any rank; all ranks get the same answer."""
+        if self.rank.ranks == 1:
+            return flag
+        flags = torch.tensor(float(flag))
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return bool(flags.item())
+
+    def autocast(self) -> torch.autocast:
+        """fp32 master weights under bf16 matrix products, or plain fp32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def step(self, lr: float) -> Tensor:
+        """One AdamW update at `lr`; returns the gradient norm before clipping, on the device.
+
+        A non-finite norm makes the update a no-op, masked on the device: the host never waits to find out.
+        """
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        if self.config.train.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.clip, norm)
+        bad = torch.isfinite(norm).logical_not().float()
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused update, as gradient scalers do
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(1.0 - bad)
+        self.skipped += bad
+        return norm
+
+    @contextmanager
+    def evaluating(self, *, averaged: bool) -> Iterator[None]:
+        """Inside the block `objective` and `module` evaluate, with the averaged weights if asked for.
+
+        Ranks may then call them a different number of times: no forward pass waits for another rank.
+        """
+        self.objective.eval()
+        with self.average.applied() if self.average and averaged else nullcontext():
+            yield
+        self.objective.train()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Whole state of `module` on the CPU of rank 0, averaged where that is on; empty on the other ranks.
+
+        All ranks call it.
+        """
+        with self.average.applied() if self.average else nullcontext():
+            state = {}
+            for name, tensor in self.module.state_dict().items():
+                gathered = whole(tensor)
+                if self.rank.rank == 0:
+                    state[name] = gathered.cpu().contiguous().clone()
+        return state
+
+    def state(self) -> dict[str, Any]:
+        """Every tensor of the run by parameter: model.<name>, optimizer.<name>.<moment>, average.<name>, skipped.
+
+        Loading is in place: the tensors returned are the live ones.
+        """
+        tensors: dict[str, Any] = {"skipped": self.skipped}
+        for name, parameter in self.objective.named_parameters():
+            tensors[f"model.{name}"] = parameter.detach()
+            if not parameter.requires_grad:
+                continue
+            moments = self.optimizer.state[parameter]
+            if not moments:
+                moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                moments["exp_avg"] = torch.zeros_like(parameter.detach())
+                moments["exp_avg_sq"] = torch.zeros_like(parameter.detach())
+            tensors |= {f"optimizer.{name}.{moment}": moments[moment] for moment in MOMENTS}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        return tensors

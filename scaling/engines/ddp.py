@@ -1,0 +1,28 @@
+"""Replicas that average their gradients (DistributedDataParallel)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.noise import Noise
+from scaling.engines.base import Engine
+
+
+class DistributedEngine(Engine):
+    """Every rank holds the whole model; gradients are averaged once a step."""
+
+    def prepare(self, objective: nn.Module, steps: int, fill: Callable[[nn.Module], None] | None = None) -> None:
+        self.rank.join()
+        super().prepare(objective, steps, fill)
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        self.replica = DistributedDataParallel(self.objective, device_ids=devices, gradient_as_bucket_view=True)
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None, noise: Noise, *, last: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self.replica.require_backward_grad_sync = last  # read by forward, which arms the reducer
+        with self.autocast():
+            return self.replica(images, labels, noise)

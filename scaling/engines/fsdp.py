@@ -1,0 +1,88 @@
+"""Parameters, gradients and optimizer sharded over ranks (FSDP2), block by block."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+
+from models.noise import Noise
+from scaling.config import RunConfig
+from scaling.engines.base import Engine
+from scaling.environment import Rank
+from scaling.errors import UserError
+
+
+class ShardedEngine(Engine):
+    """Every rank holds a part of each tensor and gathers a block's weights while it computes with them.
+
+    Weights stay fp32 in every rank's memory and on the wire, and bf16 is autocast's: A_log, D and the time step's bias
+    reach the scan as the master weights that they are.
+    """
+
+    def __init__(self, config: RunConfig, rank: Rank) -> None:
+        super().__init__(config, rank)
+        self.options = config.fsdp
+        if rank.ranks % self.options.replicas:
+            raise UserError("fsdp.replicas", self.options.replicas, f"divisors of the {rank.ranks} ranks")
+        rank.join()
+        self.mesh = self._mesh()
+        # An output may be a view (a linear layer's is); no objective writes into one, which is what torch warns of.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        self.parts: list[FSDPModule] = []
+
+    def _mesh(self) -> DeviceMesh:
+        """All ranks in a row, or (replicas, shards): sharded among neighbours and replicated beyond them (HSDP)."""
+        ranks, replicas = self.rank.ranks, self.options.replicas
+        if replicas == 1:
+            return init_device_mesh(self.device.type, (ranks,), mesh_dim_names=("shard",))
+        return init_device_mesh(self.device.type, (replicas, ranks // replicas), mesh_dim_names=("replicate", "shard"))
+
+    def shard(self, unit: nn.Module) -> None:
+        """The root is the module inside the objective, as evaluation may call that one alone."""
+        is_root = unit is self.objective
+        sharded = fully_shard(
+            self.module if is_root else unit,
+            mesh=self.mesh,
+            reshard_after_forward=self.options.reshard_after_forward and not is_root,  # backward begins with the root's
+            offload_policy=(
+                CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.options.offload else OffloadPolicy()
+            ),
+        )
+        self.parts.append(sharded)
+
+    def allocate(self, objective: nn.Module) -> None:
+        objective.to_empty(device="cpu" if self.options.offload else self.device)
+        for buffer in objective.buffers():
+            buffer.data = buffer.to(self.device)
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None, noise: Noise, *, last: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self.parts[-1].set_requires_gradient_sync(last)
+        with self.autocast():
+            return self.objective(images, labels, noise)
+
+    @contextmanager
+    def evaluating(self, *, averaged: bool) -> Iterator[None]:
+        with super().evaluating(averaged=averaged):
+            self._keep_whole(True)
+            try:
+                yield
+            finally:
+                self._keep_whole(False)
+
+    def _keep_whole(self, keep: bool) -> None:
+        """Gathers all parameters until further notice, or lets go of them."""
+        *blocks, root = self.parts
+        for part in (root, *blocks):
+            if part is not root:
+                part.set_reshard_after_forward(self.options.reshard_after_forward and not keep, recurse=False)
+            if keep:
+                part.unshard()
+            else:
+                part.reshard()

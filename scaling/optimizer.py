@@ -1,0 +1,43 @@
+"""AdamW with the paper's groups: decay rules by parameter, learning-rate scale by layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.groups import decays, layer_of
+from scaling.config import RunConfig
+
+
+def parameter_groups(objective: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
+    """Groups of equal (weight decay, layer scale); scale = layer_decay^(depth + 1 - layer) (sheet, section 3).
+
+    The learning rate of a group is lr_scale times the schedule's, the floor included.
+    """
+    train, depth = config.train, config.encoder_config().depth
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in objective.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = train.layer_decay ** (depth + 1 - layer_of(name, depth)) if config.classifies else 1.0
+        decay = train.weight_decay if decays(name, parameter, stage=config.stage) else 0.0
+        groups[decay, scale].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in sorted(groups.items())
+    ]
+
+
+def build_optimizer(objective: nn.Module, config: RunConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters of `objective`, fused; its learning rate is set before every step."""
+    groups = parameter_groups(objective, config)
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.train.betas, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives every group its share of `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

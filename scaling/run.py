@@ -1,0 +1,236 @@
+"""One run from its config to its summary: claim the folder, build, resume, train, evaluate, export, sum up."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import nn
+
+from data.batch import Batch, EvaluationBatch
+from data.index import Index, read_index, split_folder
+from data.stream import open_evaluation, open_stream
+from models.build import build_on_meta
+from models.config import MAEConfig
+from models.initialize import initialize
+from models.transfer import transfer
+from scaling import checkpoint, files, rundir
+from scaling import config as configuration
+from scaling.attempt import Attempt, Superseded, write_status
+from scaling.config import RunConfig, stage_images
+from scaling.cost import Cost, cost
+from scaling.engines import build_engine
+from scaling.engines.base import Engine
+from scaling.environment import Rank, describe
+from scaling.errors import UserError
+from scaling.evaluate import evaluate
+from scaling.inputs import InputPipeline
+from scaling.metrics import Records
+from scaling.stop import Stopped, StopRequest
+from scaling.study import identity
+from scaling.study.plan import require_split
+from scaling.summary import write_summary
+from scaling.train import train
+from scaling.weights import WEIGHTS, export
+
+
+@dataclass
+class Run:
+    """A run under way on this rank: what it is, where it stands and what it works with."""
+
+    config: RunConfig
+    attempt: Attempt
+    index: Index
+    cost: Cost
+    engine: Engine
+    stop: StopRequest
+    metrics: Records
+    inputs: InputPipeline
+    steps: int
+    micro_batch: int
+    accumulation: int
+    counters: checkpoint.Counters = field(default_factory=checkpoint.Counters)
+
+    @property
+    def masked(self) -> int:
+        """Tokens that MAE draws its mask over; 0 for other objectives."""
+        encoder = self.config.encoder_config()
+        is_mae = isinstance(self.config.objective_config(len(self.index.classes)), MAEConfig)
+        return (encoder.image_size // encoder.patch_size) ** 2 if is_mae else 0
+
+    @property
+    def dropped(self) -> int:
+        """Blocks that draw a drop path; 0 when it is off."""
+        return self.config.encoder_config().depth if self.config.train.drop_path else 0
+
+    def open_training_stream(self) -> Iterator[Batch]:
+        """The training stream from the images already consumed on."""
+        config = self.config
+        stream = open_stream(
+            split_folder(config.data.shards, "train"),
+            configuration.augmentation(config.train),
+            global_batch=config.train.global_batch,
+            micro_batch=self.micro_batch,
+            seed=config.seed,
+            rank=self.engine.rank.rank,
+            ranks=self.engine.rank.ranks,
+            workers=config.data.workers,
+            images_seen=self.counters.images_seen,
+            lanes=config.data.lanes,
+        )
+        return iter(stream)
+
+    def open_evaluation_stream(self) -> Iterator[EvaluationBatch]:
+        """Every image of the test split once over all ranks."""
+        config, rank = self.config, self.engine.rank
+        return iter(
+            open_evaluation(
+                split_folder(config.data.shards, "test"),
+                configuration.augmentation(config.train),
+                batch=config.train.eval_batch,
+                rank=rank.rank,
+                ranks=rank.ranks,
+                workers=config.data.workers,
+            )
+        )
+
+    def leave_if_asked(self) -> None:
+        """Between two batches of an evaluation, where everything is already committed."""
+        if self.stop.requested():
+            raise Stopped(f"{self.stop.reason} during evaluation")
+
+
+def run_folder(config: RunConfig, path: Path, root: Path) -> Path:
+    """The folder of the run whose config was read from `path`; refuses a folder that holds another config."""
+    found = identity.run_id(config, read_index(split_folder(config.data.shards, "train")).fingerprint)
+    if path.name == rundir.CONFIG and (path.parent / rundir.STATUS).exists():
+        if path.parent.name != found:
+            raise UserError(
+                "config",
+                str(path),
+                f"a config whose run id is {path.parent.name} (this one's is {found})",
+                why="a field that changes the result was changed; start a new run instead",
+            )
+        return path.parent
+    return root / (config.study or "single") / found
+
+
+def execute(config: RunConfig, folder: Path) -> Path:
+    """Carries the run in `folder` to its summary and returns the summary's path; resumes what was interrupted.
+
+    Raises Stopped when asked to stop (state committed), Superseded when a newer attempt exists, UserError for input
+    that cannot work. status.json tells the same.
+    """
+    summary = folder / rundir.SUMMARY
+    if summary.is_file():
+        return summary
+    stop = StopRequest()
+    rank = Rank.from_environment()
+    if rank.ranks > 1:
+        rank.join()
+    attempt: Attempt | None = None
+    try:
+        index, parent = check_inputs(config, folder)
+        attempt = claim(config, folder, rank)
+        stop.before_leaving = functools.partial(_record_stop, attempt)
+        run = build(config, attempt, rank, index, parent, stop)
+        train(run)
+        evaluations = evaluate(run)
+        export(run)
+        write_summary(run, evaluations)
+        attempt.set_status("completed", step=run.counters.step)
+        rank.leave()
+    except Superseded:
+        raise
+    except Stopped as stopped:
+        assert attempt is not None
+        _record_stop(attempt, str(stopped))
+        rank.leave()
+        raise
+    except BaseException as error:
+        _record_failure(folder, rank, attempt, error)
+        raise
+    return summary
+
+
+def _record_stop(attempt: Attempt, reason: str) -> None:
+    if not attempt.superseded:
+        attempt.set_status("stopped", error=reason)
+
+
+def _record_failure(folder: Path, rank: Rank, attempt: Attempt | None, error: BaseException) -> None:
+    """A failure is the run's only while this attempt is the newest."""
+    if rank.rank != 0 or (attempt is not None and attempt.superseded):
+        return
+    number = attempt.number if attempt else 0
+    write_status(folder, "failed", attempt=number, error=f"{type(error).__name__}: {error}")
+
+
+def check_inputs(config: RunConfig, folder: Path) -> tuple[Index, Path | None]:
+    """The index of the training split and the parent's weights; UserError before any work when something is missing."""
+    index = read_index(split_folder(config.data.shards, "train"))
+    require_split(config, index.samples, len(index.classes))
+    if config.parent is None:
+        return index, None
+    weights = folder.parent / config.parent / WEIGHTS
+    if not weights.is_file():
+        raise UserError("parent", config.parent, "a completed run beside this one", why=f"no {WEIGHTS} there")
+    return index, weights
+
+
+def claim(config: RunConfig, folder: Path, rank: Rank) -> Attempt:
+    """Rank 0 claims the attempt and writes config.yaml, environment.json and the status; the others take its number."""
+    described = describe(rank)
+    number = torch.zeros(1, dtype=torch.int64)
+    if rank.rank == 0:
+        attempt = Attempt.claim(folder)
+        number += attempt.number
+        (folder / rundir.LOGS).mkdir(exist_ok=True)
+        named = dataclasses.replace(config, run=folder.name)
+        files.write_text(folder / rundir.CONFIG, configuration.dump(named))
+        files.write_json(folder / rundir.ENVIRONMENT, described)
+        attempt.set_status("running")
+    if rank.ranks > 1:
+        dist.broadcast(number, src=0)
+    return Attempt(folder, int(number.item()), writes=rank.rank == 0)
+
+
+def build(config: RunConfig, attempt: Attempt, rank: Rank, index: Index, parent: Path | None, stop: StopRequest) -> Run:
+    """The run with its model built, its parent's weights taken over and its newest checkpoint loaded."""
+    train_config = config.train
+    images = stage_images(train_config, index.samples)
+    assert images is not None
+    per_rank = train_config.global_batch // rank.ranks
+    micro_batch = min(train_config.micro_batch or per_rank, per_rank)
+    steps = images // train_config.global_batch
+    classes = len(index.classes)
+
+    engine = build_engine(config, rank)
+
+    def fill(objective: nn.Module) -> None:
+        initialize(objective, config.seed)
+        if parent is not None:
+            transfer(load_file(parent), objective.get_submodule("module"))
+
+    engine.prepare(build_on_meta(config.encoder_config(), config.objective_config(classes)), steps, fill)
+    run = Run(
+        config=config,
+        attempt=attempt,
+        index=index,
+        cost=cost(config, index.samples, classes),
+        engine=engine,
+        stop=stop,
+        metrics=Records(attempt, rundir.METRICS, rundir.METRIC_KEYS),
+        inputs=InputPipeline(config, index, engine.device),
+        steps=steps,
+        micro_batch=micro_batch,
+        accumulation=per_rank // micro_batch,
+    )
+    run.counters = checkpoint.load_latest(attempt.folder, engine.state()) or run.counters
+    return run

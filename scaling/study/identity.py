@@ -1,0 +1,66 @@
+"""Who a run is: a readable part and a hash over every field that changes its result.
+
+Only fields that differ from the defaults of the schema version are hashed, and the version itself, so that a new field
+with a default renames no old run. Data sets enter as the fingerprint in their index, never as a path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from scaling.config import STAGE_DEFAULTS, RunConfig
+
+ALWAYS_OUT = frozenset({
+    "study", "run", "data.shards", "data.source", "data.workers", "train.log_every", "train.checkpoint_every",
+    "train.keep_checkpoints", "train.eval_batch", "resources.time",
+})  # fmt: skip
+"""Where, when and how it is watched: none of these changes a weight."""
+
+OUT_FOR_ACCURACY = frozenset({
+    "engine", "train.micro_batch", "compile", "checkpointing", "fsdp.replicas", "fsdp.reshard_after_forward",
+    "fsdp.offload", "resources.nodes", "resources.gpus_per_node",
+})  # fmt: skip
+"""How the work is spread. It changes the speed, so it is in when the purpose is throughput."""
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A dataclass (or mapping) as {dotted name: leaf}."""
+    items = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    flat: dict[str, Any] = {}
+    for name, item in items.items():
+        if isinstance(item, dict):
+            flat.update(flatten(item, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = item
+    return flat
+
+
+def hashed_fields(config: RunConfig, fingerprint: str) -> dict[str, Any]:
+    """What the identity of `config` is made of; `fingerprint` is that of its training shards ("" when not packed)."""
+    defaults = flatten(dataclasses.replace(RunConfig(), train=STAGE_DEFAULTS[config.stage]))
+    out = ALWAYS_OUT | (OUT_FOR_ACCURACY if config.purpose == "accuracy" else frozenset())
+    other_objectives = {"ar": ("mae.",), "mae": ("ar.",)}.get(config.strategy, ("ar.", "mae."))
+    if config.stage != "pretrain":
+        other_objectives = ("ar.", "mae.")  # they act through the parent
+    always = ("strategy", "encoder", "size", "stage", "seed", "parent", "schema")
+    fields = {
+        name: value
+        for name, value in flatten(config).items()
+        if name not in out and not name.startswith(other_objectives) and (name in always or value != defaults[name])
+    }
+    fields["data.fingerprint"] = fingerprint
+    return fields
+
+
+def readable(config: RunConfig) -> str:
+    """The part of the run id that people read: strategy-encoder-size-stage-s<seed>."""
+    return f"{config.strategy}-{config.encoder}-{config.size}-{config.stage}-s{config.seed}"
+
+
+def run_id(config: RunConfig, fingerprint: str) -> str:
+    """The run's id: readable part and 8 hex digits of its identity."""
+    text = json.dumps(hashed_fields(config, fingerprint), sort_keys=True)
+    return f"{readable(config)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

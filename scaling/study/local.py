@@ -1,0 +1,193 @@
+"""The local launcher: runs of a study as processes of this machine, as many at a time as it allows."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from scaling import rundir
+from scaling.attempt import write_status
+from scaling.config import RunConfig
+from scaling.errors import UserError
+from scaling.study.plan import Plan, Row, run_state
+from scaling.study.progress import Progress
+
+HOME = Path(__file__).resolve().parents[2]
+POLL_SECONDS = 0.2
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)  # loaded before any fork
+
+
+@dataclass
+class Worker:
+    """A running process and the slot (a share of the cores, or a GPU) that it holds."""
+
+    process: subprocess.Popen[bytes]
+    slot: int
+
+
+def slots() -> int:
+    """Runs at a time: one a GPU, else one a core that this process may use."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus:
+        return len(gpus.split(","))
+    found = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return found or len(os.sched_getaffinity(0))
+
+
+def launch(plan: Plan, root: Path, jobs: int | None) -> dict[str, int]:
+    """Runs everything in `plan` that is not completed; returns how many runs ended in each state.
+
+    Parents go before their children; a failed parent blocks its children and nothing else. Stop signals are passed on:
+    the runs save, and the same command continues later.
+    """
+    folder = root / plan.study.name
+    with _only_launcher(folder), Progress(plan, folder) as progress:
+        scheduler = Scheduler(plan, folder, jobs or slots(), progress)
+        scheduler.run()
+    counts: dict[str, int] = {}
+    for row in plan.rows:
+        state = run_state(folder / row.config.run)
+        counts[state] = counts.get(state, 0) + 1
+    return counts
+
+
+@contextmanager
+def _only_launcher(folder: Path) -> Iterator[None]:
+    """Two launchers of one study on this machine would start its runs twice; the second is refused."""
+    with (folder / ".launch.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("STUDY", folder.name, "a study that no other local launch is running") from None
+        yield
+
+
+class Scheduler:
+    """Keeps every slot busy with the run whose chain of stages is the longest."""
+
+    def __init__(self, plan: Plan, folder: Path, jobs: int, progress: Progress) -> None:
+        self.folder = folder
+        self.jobs = jobs
+        self.progress = progress
+        self.stopping = False
+        self.workers: dict[str, Worker] = {}
+        self.completed = {row.config.run for row in plan.rows if row.state == "completed"}
+        self.waiting = {row.config.run: row for row in plan.rows if row.state != "completed"}
+        self.chain = _chain_costs(plan.rows)
+
+    def run(self) -> None:
+        """Until nothing runs and nothing more can start."""
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            while self.workers or (self._ready() and not self.stopping):
+                self._start_ready()
+                self._collect_finished()
+                self.progress.refresh(list(self.workers))
+                time.sleep(POLL_SECONDS)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            for worker in self.workers.values():
+                worker.process.kill()
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        """Passes the request on; the loop ends when every run has saved."""
+        self.stopping = True
+        for worker in self.workers.values():
+            worker.process.send_signal(signal.SIGTERM)
+
+    def _ready(self) -> list[Row]:
+        """Waiting runs whose parent is completed, longest chain first."""
+        ready = [row for row in self.waiting.values() if row.config.parent in self.completed | {None}]
+        return sorted(ready, key=lambda row: -self.chain[row.config.run])
+
+    def _start_ready(self) -> None:
+        for row in self._ready():
+            free = sorted(set(range(self.jobs)) - {worker.slot for worker in self.workers.values()})
+            if not free or self.stopping:
+                return
+            del self.waiting[row.config.run]
+            self.workers[row.config.run] = start(row.config, self.folder, free[0], self.jobs)
+            self.progress.started(row)
+
+    def _collect_finished(self) -> None:
+        for name, worker in list(self.workers.items()):
+            if worker.process.poll() is None:
+                continue
+            del self.workers[name]
+            run = self.folder / name
+            state = run_state(run)
+            if state in ("running", "planned"):  # it died without a word
+                state = "failed"
+                status = worker.process.returncode
+                write_status(run, state, error=f"the process ended with exit status {status}; see {rundir.LOGS}/")
+            self.progress.finished(name, state)
+            if state == "completed":
+                self.completed.add(name)
+            else:
+                self._block_children(name, state)
+
+    def _block_children(self, parent: str, state: str) -> None:
+        for name, row in list(self.waiting.items()):
+            if row.config.parent == parent:
+                del self.waiting[name]
+                if state == "failed":
+                    write_status(self.folder / name, "blocked", error=f"its parent {parent} {state}")
+                    self.progress.finished(name, "blocked")
+                self._block_children(name, state)
+
+
+def start(config: RunConfig, study: Path, slot: int, jobs: int) -> Worker:
+    """Starts one run as its own process, with its share of the cores or its own GPU, its output in logs/."""
+    folder = study / config.run
+    logs = folder / rundir.LOGS
+    logs.mkdir(exist_ok=True)
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    environment = os.environ | {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(HOME), os.environ.get("PYTHONPATH")))),
+        "OMP_NUM_THREADS": str(threads),
+        "NUMBA_NUM_THREADS": str(threads),
+    }
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    environment["CUDA_VISIBLE_DEVICES"] = visible[slot] if visible[0] and slot < len(visible) else str(slot)
+    command = [sys.executable, "-m", "scaling.cli", "run", str(folder / rundir.CONFIG)]
+    log: IO[bytes]
+    with (logs / "run.log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on once
+            preexec_fn=_end_with_parent,
+        )
+    return Worker(process, slot)
+
+
+def _end_with_parent() -> None:
+    """A killed launcher takes its runs with it: the kernel sends them SIGTERM, on which they save."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _chain_costs(rows: list[Row]) -> dict[str, float]:
+    """FLOPs of each run and of the longest chain of stages behind it."""
+    costs: dict[str, float] = {}
+    for row in reversed(rows):
+        own = (row.cost.train_flops or 0.0) + (row.cost.scan_flops or 0.0)
+        behind = [costs[child.config.run] for child in rows if child.config.parent == row.config.run]
+        costs[row.config.run] = own + max(behind, default=0.0)
+    return costs

@@ -1,0 +1,108 @@
+"""The plan of a study: every run with its cost and what is already done. Needs no data, no GPU and no Slurm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.index import read_index, split_folder
+from data.sources import known_sizes
+from scaling import rundir
+from scaling.config import RunConfig
+from scaling.cost import Cost, cost
+from scaling.errors import UserError
+from scaling.study import identity
+from scaling.study.table import Study, runs
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of the study's data: from the shards, else from the source's own statement, else nothing."""
+
+    fingerprint: str  # "" before packing
+    samples: int | None
+    classes: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of the plan."""
+
+    config: RunConfig
+    name: str  # the run id; before packing the readable part and question marks
+    cost: Cost
+    state: str
+    level: int  # 0 for a run without parent, 1 for its children
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of a study, parents directly before their children."""
+
+    study: Study
+    data: DataFacts
+    rows: list[Row]
+
+
+def data_facts(study: Study) -> DataFacts:
+    """Reads the index of the training shards where they are packed."""
+    shards = Path(study.data.shards)
+    if study.data.shards and shards.exists():
+        index = read_index(split_folder(shards, "train"))
+        return DataFacts(index.fingerprint, index.samples, len(index.classes))
+    known = known_sizes(study.data.source)
+    return DataFacts("", known["train"], known["classes"]) if known else DataFacts("", None, None)
+
+
+def plan_study(study: Study, root: Path) -> Plan:
+    """The plan of `study` with the states found under `root`."""
+    facts = data_facts(study)
+    folder = root / study.name
+    table = runs(study, facts.fingerprint)
+    children: dict[str | None, list[RunConfig]] = {}
+    for config in table:
+        children.setdefault(config.parent, []).append(config)
+    rows: list[Row] = []
+
+    def visit(parent: str | None, level: int) -> None:
+        for config in children.get(parent, []):
+            name = config.run if facts.fingerprint else f"{identity.readable(config)}-????????"
+            price = cost(config, facts.samples, facts.classes or 1000)
+            state = run_state(folder / config.run) if facts.fingerprint else "planned"
+            rows.append(Row(config, name, price, state, level))
+            visit(config.run, level + 1)
+
+    visit(None, 0)
+    return Plan(study, facts, rows)
+
+
+def run_state(folder: Path) -> str:
+    """The state of a run: completed exactly when its summary exists; a dead process is no longer running."""
+    if (folder / rundir.SUMMARY).is_file():
+        return "completed"
+    status = rundir.read_json(folder / rundir.STATUS)
+    if status is None:
+        return "planned"
+    state = str(status.get("state"))
+    return "planned" if state == "completed" else state
+
+
+def require_data(plan: Plan) -> None:
+    """Everything that the runs need of the packed shards, checked before the first one starts."""
+    shards, source = plan.study.data.shards, plan.study.data.source or "SOURCE"
+    if not plan.data.fingerprint:
+        command = f"armscale data pack {source} {shards or 'shards/NAME'}"
+        raise UserError("data.shards", shards, f"a folder of packed shards; pack it first: {command}", why="not there")
+    for row in plan.rows:
+        require_split(row.config, plan.data.samples or 0, plan.data.classes or 0)
+
+
+def require_split(config: RunConfig, samples: int, classes: int) -> None:
+    """What one run needs of its training and test split."""
+    if config.train.global_batch > samples:
+        name = f"{config.stage}.global_batch"
+        raise UserError(name, config.train.global_batch, f"at most the {samples} training images")
+    if config.classifies:
+        split_folder(config.data.shards, "test")
+        if classes < 2:
+            raise UserError("data.shards", config.data.shards, "at least two classes", why="finetuning uses labels")

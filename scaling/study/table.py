@@ -1,0 +1,199 @@
+"""study.yaml to the table of runs: axes multiplied, rules applied, one row a stage, children under their parents."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.config import ENCODERS, ARConfig, MAEConfig
+from models.ladder import SIZES
+from scaling import config as configuration
+from scaling.config import DataConfig, FSDPConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig, choice
+from scaling.errors import UserError
+from scaling.rundir import STUDY
+from scaling.study import identity
+
+PACKAGED = Path(__file__).resolve().parent.parent / "studies"
+KEYS = ("name", "purpose", "data", "defaults", "axes", "rules", "exclude", "match", "resources")
+NAMED_AXES = {"strategy": configuration.STRATEGIES, "encoder": ENCODERS, "size": tuple(SIZES)}
+STAGES_OF = {"ar": ("pretrain", "finetune"), "mae": ("pretrain", "finetune")}
+
+
+@dataclass(frozen=True)
+class CellConfig:
+    """One cell of the sweep: what its stages share, and a section for each stage."""
+
+    strategy: str = "ar"
+    encoder: str = "mamba"
+    size: str = "base"
+    seed: int = 0
+    engine: str = "single"
+    precision: str = "fp32"
+    compile: bool = False
+    checkpointing: bool = False
+    fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    ar: ARConfig = field(default_factory=ARConfig)
+    mae: MAEConfig = field(default_factory=MAEConfig)
+    pretrain: TrainConfig = configuration.PRETRAIN
+    finetune: TrainConfig = configuration.FINETUNE
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its file has it, keys checked."""
+
+    name: str
+    purpose: str
+    data: DataConfig
+    defaults: dict[str, Any]
+    axes: dict[str, list[Any]]
+    rules: list[dict[str, Any]]
+    exclude: list[dict[str, Any]]
+    match: str
+    resources: dict[str, Any]
+    given: dict[str, Any]
+
+
+def find_study(name: str, root: Path) -> Path:
+    """The study file that STUDY names: a file, a study folder, its name under the root, or a packaged study."""
+    tried = [Path(name), Path(name) / STUDY, root / name / STUDY, PACKAGED / f"{name}.yaml"]
+    for path in tried:
+        if path.is_file():
+            return path
+    packaged = ", ".join(sorted(path.stem for path in PACKAGED.glob("*.yaml")))
+    raise UserError("STUDY", name, f"a study file, a study folder under {root}, or a packaged study ({packaged})")
+
+
+def load_study(path: Path) -> Study:
+    """The study in `path`; UserError names the first thing in it that is not valid."""
+    given = configuration.load_yaml(path)
+    for key in given:
+        choice("field", key, KEYS)
+    for key in ("name", "data", "axes"):
+        if not given.get(key):
+            raise UserError(key, given.get(key), "a value: every study has name, data and axes", why=str(path))
+    name = str(given["name"])
+    if not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
+        raise UserError("name", name, "letters, digits, '-', '_' and '.', as it names a folder")
+    axes = _expect(given, "axes", dict)
+    for axis, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"axes.{axis}", values, "a list of at least one value")
+        for value in values if axis in NAMED_AXES else []:
+            choice(axis, value, NAMED_AXES[axis])
+    rules = _expect(given, "rules", list)
+    for number, rule in enumerate(rules):
+        if not isinstance(rule, dict) or set(rule) != {"when", "set"}:
+            raise UserError(f"rules[{number}]", rule, "a mapping with when and set")
+    return Study(
+        name=name,
+        purpose=choice("purpose", given.get("purpose", "accuracy"), configuration.PURPOSES),
+        data=configuration.merge(DataConfig, _expect(given, "data", dict)),
+        defaults=_expect(given, "defaults", dict),
+        axes=axes,
+        rules=rules,
+        exclude=_expect(given, "exclude", list),
+        match=choice("match", given.get("match", "images"), ("images",)),
+        resources=_expect(given, "resources", dict),
+        given=given,
+    )
+
+
+def _expect(given: dict[str, Any], key: str, kind: type) -> Any:
+    value = given.get(key)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise UserError(key, value, f"a {'mapping' if kind is dict else 'list'}")
+    return value
+
+
+def nested(dotted: dict[str, Any]) -> dict[str, Any]:
+    """{"pretrain.lr": 1} as {"pretrain": {"lr": 1}}; already nested values pass through and are merged."""
+    tree: dict[str, Any] = {}
+    for name, value in dotted.items():
+        node = tree
+        *path, leaf = name.split(".")
+        for part in path:
+            node = node.setdefault(part, {})
+        if isinstance(value, dict):
+            value = nested(value)
+            node.setdefault(leaf, {}).update(value)
+        else:
+            node[leaf] = value
+    return tree
+
+
+def _matches(when: dict[str, Any], cell: dict[str, Any], where: str) -> bool:
+    """Whether every condition of `when` holds; a list means any of its values."""
+    for name, wanted in when.items():
+        if name not in cell:
+            raise UserError(f"{where}.{name}", wanted, tuple(cell), why="conditions name axes of the study")
+        if cell[name] not in (wanted if isinstance(wanted, list) else [wanted]):
+            return False
+    return True
+
+
+def cells(study: Study) -> list[CellConfig]:
+    """Every cell of the sweep that is not excluded, in the order of the axes; later rules win."""
+    found = []
+    for values in itertools.product(*study.axes.values()):
+        axis = dict(zip(study.axes, values, strict=True))
+        point = {"strategy": "ar", "encoder": "mamba", "size": "base", "seed": 0} | axis
+        if any(_matches(when, point, "exclude") for when in study.exclude):
+            continue
+        config: CellConfig = configuration.merge(CellConfig, nested({"resources": study.resources}))
+        config = configuration.merge(config, nested(study.defaults))
+        config = configuration.merge(config, nested(axis))
+        for number, rule in enumerate(study.rules):
+            if _matches(rule["when"], point, f"rules[{number}].when"):
+                config = configuration.merge(config, nested(rule["set"]))
+        found.append(config)
+    if not found:
+        raise UserError("exclude", study.exclude, "conditions that leave at least one cell")
+    return found
+
+
+def runs(study: Study, fingerprint: str) -> list[RunConfig]:
+    """One config a stage, parents before children; stages that several cells share stand once.
+
+    `fingerprint` is that of the packed data ("" before packing: ids then serve only to tell the rows apart).
+    """
+    table: dict[str, RunConfig] = {}
+    for cell in cells(study):
+        parent: str | None = None
+        for stage in STAGES_OF.get(cell.strategy, ("finetune",)):
+            config = _stage_run(study, cell, stage, parent)
+            configuration.check(config)
+            parent = identity.run_id(config, fingerprint)
+            table.setdefault(parent, dataclasses.replace(config, run=parent))
+    return list(table.values())
+
+
+def _stage_run(study: Study, cell: CellConfig, stage: str, parent: str | None) -> RunConfig:
+    return RunConfig(
+        study=study.name,
+        strategy=cell.strategy,
+        encoder=cell.encoder,
+        size=cell.size,
+        stage=stage,
+        seed=cell.seed,
+        parent=parent,
+        purpose=study.purpose,
+        engine=cell.engine,
+        precision=cell.precision,
+        compile=cell.compile,
+        checkpointing=cell.checkpointing,
+        fsdp=cell.fsdp,
+        data=study.data,
+        model=cell.model,
+        ar=cell.ar,
+        mae=cell.mae,
+        train=getattr(cell, stage),
+        resources=cell.resources,
+    )

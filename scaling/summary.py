@@ -1,0 +1,116 @@
+"""summary.json: the final numbers of a run. It exists only when the run is completed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from scaling import files, rundir
+from scaling.cost import utilisation
+from scaling.environment import device_name
+from scaling.metrics import finite
+from scaling.train import peak_memory
+
+if TYPE_CHECKING:
+    from scaling.run import Run
+
+
+def write_summary(run: Run, evaluations: Sequence[dict[str, Any]]) -> None:
+    """Writes every key of `rundir.SUMMARY_KEYS`, absent values null. Rank 0 alone."""
+    if not run.attempt.writes:
+        return
+    run.attempt.check()
+    values = _own(run) | _measured(run, evaluations) | _rates(run)
+    values |= _totals(run, values)
+    assert set(values) == set(rundir.SUMMARY_KEYS), set(values) ^ set(rundir.SUMMARY_KEYS)
+    ordered = {key: values[key] for key in rundir.SUMMARY_KEYS}
+    files.write_json(
+        run.attempt.folder / rundir.SUMMARY,
+        {key: finite(value) if isinstance(value, float) else value for key, value in ordered.items()},
+    )
+
+
+def _own(run: Run) -> dict[str, Any]:
+    """What the run was."""
+    config, train = run.config, run.config.train
+    useful = run.counters.gpu_seconds
+    rows = rundir.read_lines(run.attempt.folder / rundir.METRICS)[0]
+    images = run.counters.images_seen
+    return {
+        "strategy": config.strategy,
+        "encoder": config.encoder,
+        "size": config.size,
+        "stage": config.stage,
+        "parent": config.parent,
+        "seed": config.seed,
+        "parameters": run.cost.parameters,
+        "encoder_parameters": run.cost.encoder_parameters,
+        "global_batch": train.global_batch,
+        "images_seen": images,
+        "epochs": images / run.index.samples,
+        "schedule": train.schedule,
+        "finished_schedule": run.counters.step == run.steps,
+        "final_loss": rows[-1].get("loss") if rows else None,
+        "train_flops": run.cost.flops_per_image * images,
+        "scan_flops": run.cost.scan_flops_per_image * images,
+        "gpu_seconds": useful + lost_seconds(rows),
+        "useful_gpu_seconds": useful,
+        "device": device_name(run.engine.device),
+        "devices": run.engine.rank.ranks,
+        "engine": config.engine,
+        "peak_memory_bytes": peak_memory(run.engine.device),
+    }
+
+
+def _measured(run: Run, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The last evaluation of the weights that the config names: averaged if the average is on, never a maximum."""
+    wanted = "ema" if run.engine.average else "raw"
+    final: dict[str, Any] = next((row for row in reversed(evaluations) if row["weights"] == wanted), {})
+    accuracies = [row["top1"] for row in evaluations if row.get("top1") is not None]
+    return {
+        "pretrain_loss": final.get("loss") if final.get("protocol") == "pretrain_loss" else None,
+        "top1": final.get("top1"),
+        "top1_best": max(accuracies, default=None),
+        "protocol": final.get("protocol"),
+    }
+
+
+def _rates(run: Run) -> dict[str, Any]:
+    """Median over the intervals but the first, which holds the start-up."""
+    rows = rundir.read_lines(run.attempt.folder / rundir.METRICS)[0]
+    steady = [row["images_per_second"] for row in rows[1:] or rows if row["images_per_second"]]
+    if not steady:
+        return {"images_per_second_per_device": None, "mfu": None}
+    rate = statistics.median(steady) / run.engine.rank.ranks
+    device = device_name(run.engine.device)
+    return {
+        "images_per_second_per_device": rate,
+        "mfu": utilisation(run.cost.flops_per_image, rate, device, run.config.precision),
+    }
+
+
+def _totals(run: Run, own: dict[str, Any]) -> dict[str, Any]:
+    """Own and ancestors' images, FLOPs and device seconds."""
+    parent = run.config.parent
+    before = rundir.read_json(run.attempt.folder.parent / parent / rundir.SUMMARY) if parent else None
+    before = before or {}
+    return {
+        f"total_{name}": own[name] + (before.get(f"total_{name}") or 0)
+        for name in ("images_seen", "train_flops", "gpu_seconds")
+    }
+
+
+def lost_seconds(rows: Sequence[dict[str, Any]]) -> float:
+    """Device seconds of logged intervals that a later attempt did again."""
+    first_step: dict[int, int] = {}
+    for row in rows:
+        first_step[row["attempt"]] = min(row["step"], first_step.get(row["attempt"], row["step"]))
+    lost, previous = 0.0, (0, 0)
+    for row in rows:
+        attempt, step = row["attempt"], row["step"]
+        steps = step - previous[1] if previous[0] == attempt else 0
+        previous = (attempt, step)
+        if any(later > attempt and start <= step for later, start in first_step.items()):
+            lost += steps * row["step_seconds"] * row["devices"]
+    return lost

@@ -1,0 +1,90 @@
+"""The command line: starts without torch, and every mistake is one message and exit status 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.scaling.test_quickstart import armscale, tiny_study
+
+HOME = Path(__file__).resolve().parents[3]
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['armscale', '--help']\n"
+        "from scaling.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "heavy = {'torch', 'pandas', 'scipy', 'matplotlib', 'numpy', 'omegaconf'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    for command in ("data", "run", "study", "collect", "fit", "report", "bench", "convert", "doctor"):
+        assert command in ended.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "study plan", "study launch", "data pack", "collect", "fit", "report"])
+def test_every_help_has_an_example(command: str, tmp_path: Path) -> None:
+    ended = armscale(*command.split(), "--help", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "Example:" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["study", "plan", "nothing"], ["STUDY", "nothing", "quickstart"]),
+        (["study", "launch", "quickstart"], ["data.shards", "armscale data pack fashion-mnist shards/fashion-mnist"]),
+        (["study", "launch", "quickstart", "--cluster", "cloud"], ["--cluster", "cloud", "local"]),
+        (["run", "nothing.yaml"], ["file", "nothing.yaml"]),
+        (["data", "pack", "imagenet21k", "shards/x"], ["imagenet21k", "fashion-mnist", "cifar10", "imagefolder:DIR"]),
+        (["data", "pack", "imagefolder:nothing", "shards/x"], ["nothing"]),
+        (["data", "verify", "nothing"], ["nothing"]),
+        (["report", "nothing", "--output", "out"], ["nothing"]),
+    ],
+)
+def test_mistakes_exit_2_with_one_message(arguments: list[str], told: list[str], tmp_path: Path) -> None:
+    ended = armscale(*arguments, cwd=tmp_path)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    for part in told:
+        assert part in ended.stderr
+    assert not (tmp_path / "shards").exists()
+
+
+def test_an_intruding_package_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("")
+    command = [sys.executable, "-c", "from scaling.cli import main; main()", "--help"]
+    environment = {"PYTHONPATH": f"{tmp_path}:{HOME}", "PATH": ""}
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert str(tmp_path / "data") in ended.stderr
+
+
+def test_one_class_is_refused_by_stages_that_use_labels(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(32):
+        folder = tmp_path / "images" / "train" / "only"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / f"{number}.png")
+    (tmp_path / "images" / "val").mkdir()
+    (tmp_path / "images" / "train").rename(tmp_path / "images" / "train")
+    import shutil
+
+    shutil.copytree(tmp_path / "images" / "train" / "only", tmp_path / "images" / "val" / "only")
+    packed = armscale("data", "pack", f"imagefolder:{tmp_path / 'images'}", "packed", cwd=tmp_path)
+    assert packed.returncode == 0, packed.stderr
+    study = tiny_study(
+        tmp_path,
+        tmp_path / "packed",
+        axes={"strategy": ["scratch"], "size": ["pico"], "seed": [0]},
+        rules=[],
+    )
+    launched = armscale("study", "launch", study, cwd=tmp_path)
+    assert launched.returncode == 2, launched.stdout + launched.stderr
+    assert "two classes" in launched.stderr

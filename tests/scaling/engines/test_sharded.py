@@ -1,0 +1,149 @@
+"""Sharded runs against runs on one rank: the same curves, evaluations and weights, however they are spread and resumed.
+
+Processes are slow to start, so a launch carries out all the runs that want its number of ranks.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scaling import rundir
+from scaling.checkpoint import COMMIT, committed, step_name
+from scaling.config import FSDPConfig, RunConfig, dump, load_run
+from scaling.engines import build_engine
+from scaling.environment import Rank
+from scaling.errors import UserError
+from scaling.weights import WEIGHTS
+from tests.scaling.engines.launch import launch
+from tests.scaling.runs import curve, small_config, write_run
+
+MIXED = {"drop_path": 0.2, "ema": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_group": 4, "randaugment": ""}
+OFFLOAD, WHOLE_BLOCKS = FSDPConfig(offload=True), FSDPConfig(reshard_after_forward=False)
+HYBRID = FSDPConfig(replicas=2)
+
+TWO_RANKS: dict[str, dict[str, Any]] = {
+    "sharded": {},
+    "offload-accumulation": {"fsdp": OFFLOAD, "micro_batch": 4},
+    "whole-checkpointing": {"fsdp": WHOLE_BLOCKS, "checkpointing": True},
+}
+FOUR_RANKS: dict[str, dict[str, Any]] = {
+    "four": {"checkpointing": True},
+    "hybrid": {"fsdp": HYBRID},
+    "hybrid-offload": {"fsdp": FSDPConfig(replicas=2, offload=True)},
+}
+
+
+def recipe(shards: Path, stage: str) -> RunConfig:
+    """MAE's masks with the average, or mixing and drop path with the average; every second step is committed."""
+    if stage == "pretrain":
+        return small_config(shards, strategy="mae", ema=0.5, keep_checkpoints=3)
+    return small_config(shards, stage=stage, strategy="scratch", keep_checkpoints=3, **MIXED)
+
+
+def spread(config: RunConfig, micro_batch: int | None = None, engine: str = "fsdp", **changes: Any) -> RunConfig:
+    train = dataclasses.replace(config.train, micro_batch=micro_batch)
+    return dataclasses.replace(config, engine=engine, train=train, **changes)
+
+
+def curve_of(folder: Path) -> list[tuple[int, float, float]]:
+    return curve(rundir.read_lines(folder / rundir.METRICS)[0])
+
+
+def losses_of(folder: Path) -> dict[str, float]:
+    return {row["weights"]: row["loss"] for row in rundir.read_lines(folder / rundir.EVALUATIONS)[0]}
+
+
+def assert_same(ours: Path, theirs: Path, rel: float = 1e-5) -> None:
+    """Losses and gradient norms of every step, losses on the test split, exported weights."""
+    assert len(curve_of(theirs)) == 6
+    for mine, expected in zip(curve_of(ours), curve_of(theirs), strict=True):
+        assert mine == pytest.approx(expected, rel=rel)
+    assert losses_of(ours) == pytest.approx(losses_of(theirs), rel=rel)
+    assert set(losses_of(ours)) == {"raw", "ema"}
+    mine, expected_weights = load_file(ours / WEIGHTS), load_file(theirs / WEIGHTS)
+    assert mine.keys() == expected_weights.keys()
+    for name, tensor in expected_weights.items():
+        torch.testing.assert_close(mine[name], tensor, rtol=100 * rel, atol=10 * rel)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """root/<variant>/test/<run> for both stages on one, two and four ranks."""
+    root = tmp_path_factory.mktemp("runs")
+    for ranks, variants in ((1, {"single": {"engine": "single"}}), (2, TWO_RANKS), (4, FOUR_RANKS)):
+        configs = [(name, recipe(shards, stage)) for name in variants for stage in ("pretrain", "finetune")]
+        folders = [write_run(spread(config, **variants[name]), root / name) for name, config in configs]
+        if ranks < 4:
+            half = [dataclasses.replace(config, precision="bf16") for _, config in configs[1:2]]
+            engine = "single" if ranks == 1 else "fsdp"
+            folders += [write_run(spread(config, engine=engine), root / f"bf16-{engine}") for config in half]
+        launch("several", *folders, ranks=ranks)
+    return root
+
+
+def run_of(root: Path, variant: str, stage: str) -> Path:
+    (folder,) = (root / variant / "test").glob(f"*-{stage}-*")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("variant", [*TWO_RANKS, *FOUR_RANKS])
+def test_equal_to_one_rank(root: Path, variant: str, stage: str) -> None:
+    """With masks, drop path, mixing and the average on."""
+    assert_same(run_of(root, variant, stage), run_of(root, "single", stage))
+
+
+@pytest.mark.slow
+def test_bf16_stays_close(root: Path) -> None:
+    assert_same(run_of(root, "bf16-fsdp", "finetune"), run_of(root, "bf16-single", "finetune"), rel=1e-2)
+
+
+def taken_back(folder: Path, root: Path, step: int, **changes: Any) -> Path:
+    """A copy under `root` of the run as it stood when `step` was committed, spread in another way."""
+    copy = root / folder.parent.name / folder.name
+    if copy != folder:
+        shutil.copytree(folder, copy)
+    (copy / rundir.SUMMARY).unlink()
+    for checkpoint in committed(copy):
+        if checkpoint.name > step_name(step):
+            (checkpoint / COMMIT).unlink()
+    assert committed(copy)[-1].name == step_name(step)
+    config = load_run(copy / rundir.CONFIG)
+    (copy / rundir.CONFIG).write_text(dump(spread(config, **changes)))
+    return copy
+
+
+@pytest.mark.slow
+def test_resumed_at_other_world_sizes_and_under_other_engines(root: Path, tmp_path: Path) -> None:
+    """2 -> 1 -> 4 ranks, sharded -> single -> ddp, single -> offloaded; one run has nothing left but its evaluation."""
+    sharded, single = run_of(root, "sharded", "finetune"), run_of(root, "single", "finetune")
+    resized = taken_back(sharded, tmp_path / "resized", 2)
+    switched = taken_back(sharded, tmp_path / "switched", 2, engine="single")
+    launch("several", resized, switched, ranks=1)
+    taken_back(resized, tmp_path / "resized", 4, fsdp=HYBRID)
+    taken_back(switched, tmp_path / "switched", 4, engine="ddp")
+    offloaded = taken_back(single, tmp_path / "offloaded", 4, fsdp=OFFLOAD)
+    finished = taken_back(single, tmp_path / "finished", 6)
+    launch("several", finished, resized, switched, offloaded, ranks=4)
+    for folder in (resized, switched, offloaded, finished):
+        assert_same(folder, single)
+    attempts = [row["attempt"] for row in rundir.read_lines(resized / rundir.METRICS)[0]]
+    assert attempts == [1] * 6 + [2] * 4 + [3] * 2
+
+
+@pytest.mark.slow
+def test_engine_properties_on_two_ranks(root: Path) -> None:
+    """`sharded_checks` says what they are."""
+    launch("sharded_checks", run_of(root, "single", "pretrain") / rundir.CONFIG, ranks=2)
+
+
+def test_replicas_must_divide_the_ranks(shards: Path) -> None:
+    config = spread(small_config(shards), fsdp=FSDPConfig(replicas=3))
+    with pytest.raises(UserError, match=r"fsdp\.replicas.*4 ranks"):
+        build_engine(config, Rank(0, 4, 0, 1))

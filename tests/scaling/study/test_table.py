@@ -1,0 +1,178 @@
+"""study.yaml to runs: axes, rules, exclusions, ids."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaling.config import RunConfig, dump, load_run
+from scaling.errors import UserError
+from scaling.study import identity
+from scaling.study.table import PACKAGED, Study, load_study, nested, runs
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "data": {"shards": "shards/x"},
+    "axes": {"strategy": ["ar", "scratch"], "size": ["pico", "nano"], "seed": [0, 1]},
+    "defaults": {
+        "model.patch_size": 4,
+        "ar.cluster_side": 2,
+        "pretrain": {"images": 640, "global_batch": 64, "image_size": 32, "lr": 1e-3},
+        "finetune": {"images": 640, "global_batch": 64, "image_size": 32, "lr": 1e-3},
+    },
+}
+
+
+def study_of(tmp_path: Path, **changes: Any) -> Study:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(SMALL | changes))
+    return load_study(path)
+
+
+def test_stages_stand_under_their_parents(tmp_path: Path) -> None:
+    table = runs(study_of(tmp_path), "f")
+    assert len(table) == 2 * 2 * 2 + 2 * 2  # ar has two stages
+    by_id = {run.run: run for run in table}
+    for run in table:
+        if run.strategy == "ar" and run.stage == "finetune":
+            assert run.parent is not None
+            assert by_id[run.parent].stage == "pretrain"
+            assert (by_id[run.parent].size, by_id[run.parent].seed) == (run.size, run.seed)
+        else:
+            assert run.parent is None
+
+
+def test_finetunings_of_one_pretraining_share_it(tmp_path: Path) -> None:
+    table = runs(
+        study_of(tmp_path, axes={"strategy": ["ar"], "size": ["pico"], "finetune.lr": [1e-3, 2e-3, 3e-3]}), "f"
+    )
+    assert [run.stage for run in table].count("pretrain") == 1
+    assert len({run.run for run in table}) == len(table) == 4
+
+
+def test_later_rules_win_and_lists_mean_any(tmp_path: Path) -> None:
+    rules = [
+        {"when": {"strategy": "ar"}, "set": {"pretrain.lr": 5.0, "engine": "ddp"}},
+        {"when": {"size": ["nano", "micro"], "strategy": "ar"}, "set": {"pretrain.lr": 7.0}},
+    ]
+    table = runs(study_of(tmp_path, rules=rules), "f")
+    rates = {(run.strategy, run.size): run.train.lr for run in table if run.stage == "pretrain"}
+    assert rates == {("ar", "pico"): 5.0, ("ar", "nano"): 7.0}
+    assert {run.engine for run in table if run.strategy == "ar"} == {"ddp"}
+    assert {run.engine for run in table if run.strategy == "scratch"} == {"single"}
+
+
+def test_exclude(tmp_path: Path) -> None:
+    table = runs(study_of(tmp_path, exclude=[{"size": "nano", "strategy": "ar"}]), "f")
+    assert {(run.strategy, run.size) for run in table} == {("ar", "pico"), ("scratch", "pico"), ("scratch", "nano")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"axes": {"size": ["gigantic"]}}, ["size", "gigantic", "pico, nano, micro"]),
+        ({"axes": {"strategy": ["dino"]}}, ["strategy", "dino", "ar, mae, supervised, scratch"]),
+        ({"axes": {"encoder": ["cnn"]}}, ["encoder", "cnn", "mamba, vit"]),
+        ({"axes": {"pretrain.learning_rate": [1]}}, ["pretrain.learning_rate", "global_batch"]),
+        ({"axes": {"size": []}}, ["axes.size", "at least one"]),
+        ({"axis": {}}, ["axis", "axes"]),
+        ({"purpose": "fun"}, ["purpose", "fun", "accuracy, throughput"]),
+        ({"rules": [{"when": {"colour": "red"}, "set": {}}]}, ["rules[0].when.colour", "strategy"]),
+        ({"rules": [{"when": {"size": "pico"}}]}, ["rules[0]", "when and set"]),
+        ({"defaults": SMALL["defaults"] | {"pretrain.lr": "fast"}}, ["pretrain.lr", "fast"]),
+        (
+            {"defaults": SMALL["defaults"] | {"pretrain.image_size": 30}},
+            ["pretrain.image_size", "30", "multiple of patch_size = 4"],
+        ),
+        ({"defaults": SMALL["defaults"] | {"ar.cluster_side": 3}}, ["ar.cluster_side", "3", "1, 2, 4"]),
+        ({"defaults": SMALL["defaults"] | {"finetune.images": 10}}, ["finetune.images", "10", "64"]),
+        ({"name": "a/b"}, ["name", "a/b"]),
+    ],
+)
+def test_mistakes_name_field_value_and_what_is_valid(tmp_path: Path, changes: dict[str, Any], told: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        runs(study_of(tmp_path, **changes), "f")
+    for part in told:
+        assert part in str(caught.value)
+
+
+def test_what_names_a_run(tmp_path: Path) -> None:
+    run = runs(study_of(tmp_path), "f")[0]
+    name = identity.run_id(run, "f")
+
+    def renamed(**changes: Any) -> bool:
+        return identity.run_id(dataclasses.replace(run, **changes), "f") != name
+
+    train = run.train
+    moved = dataclasses.replace(run.data, shards="elsewhere", workers=7)
+    assert not renamed(data=moved, study="other")
+    assert not renamed(engine="ddp", compile=True, checkpointing=True)
+    assert not renamed(train=dataclasses.replace(train, micro_batch=8, log_every=1, checkpoint_every=3))
+    assert not renamed(mae=dataclasses.replace(run.mae, mask_ratio=0.5))
+    assert renamed(seed=1) and renamed(precision="bf16") and renamed(parent="x")
+    assert renamed(train=dataclasses.replace(train, lr=2.0))
+    assert renamed(train=dataclasses.replace(train, global_batch=32))
+    assert renamed(ar=dataclasses.replace(run.ar, order="column"))
+    assert identity.run_id(run, "other data") != name
+    timed = dataclasses.replace(run, purpose="throughput")
+    assert identity.run_id(dataclasses.replace(timed, engine="ddp"), "f") != identity.run_id(timed, "f")
+
+
+def test_a_new_field_with_a_default_renames_no_run(tmp_path: Path) -> None:
+    """A config whose schema has one more field, at its default, hashes as before."""
+    run = runs(study_of(tmp_path), "f")[0]
+    before = identity.hashed_fields(run, "f")
+    flat = identity.flatten(run)
+    assert flat["train.layer_decay"] == 1.0
+    assert "train.layer_decay" not in before  # at its default: as if the field had never existed
+
+
+def test_every_packaged_study_expands() -> None:
+    for path in sorted(PACKAGED.glob("*.yaml")):
+        assert runs(load_study(path), "f")
+
+
+def test_quickstart_is_eighteen_stages_with_equal_images() -> None:
+    table = runs(load_study(PACKAGED / "quickstart.yaml"), "f")
+    assert len(table) == 18
+    by_id = {run.run: run for run in table}
+    seen: dict[tuple[str, str], int] = {}
+    for run in table:
+        if run.stage == "finetune":
+            parent = by_id[run.parent].train.images if run.parent else 0
+            seen[run.strategy, run.size] = (run.train.images or 0) + (parent or 0)
+    totals = {strategy: {seen[strategy, size] for size in ("pico", "nano", "micro")} for strategy, _ in seen}
+    assert totals["ar"] == totals["mae"] == totals["supervised"]
+
+
+def test_config_survives_its_file(tmp_path: Path) -> None:
+    for run in runs(study_of(tmp_path), "f"):
+        path = tmp_path / "config.yaml"
+        path.write_text(dump(run))
+        assert load_run(path) == run
+
+
+def test_overrides(tmp_path: Path) -> None:
+    run = runs(study_of(tmp_path), "f")[0]
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(run))
+    changed = load_run(path, ["train.lr=5e-4", "seed=3", "train.betas=[0.9, 0.95]"])
+    assert (changed.train.lr, changed.seed, changed.train.betas) == (5e-4, 3, (0.9, 0.95))
+    for override, told in [("train.rate=1", "train.rate"), ("size=vast", "vast"), ("seed", "key=value")]:
+        with pytest.raises(UserError, match=told):
+            load_run(path, [override])
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b.c", "b.d", "e.f.g"]), st.integers(), min_size=1))
+def test_nested_keeps_every_leaf(dotted: dict[str, int]) -> None:
+    assert identity.flatten(nested(dotted)) == dotted
+
+
+def test_defaults_of_the_schema_are_pinned() -> None:
+    """Changing a default renames or, worse, confuses old runs: bump SCHEMA when this fails."""
+    run = RunConfig()
+    assert (run.schema, run.train.weight_decay, run.train.betas, run.train.clip) == (1, 0.05, (0.9, 0.95), 3.0)

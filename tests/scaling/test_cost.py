@@ -1,0 +1,44 @@
+"""Costs and utilisation against hand-computed numbers."""
+
+import dataclasses
+
+import pytest
+
+from scaling.config import PRETRAIN, RunConfig, stage_images
+from scaling.cost import cost, utilisation
+from scaling.errors import UserError
+from scaling.summary import lost_seconds
+
+
+def test_base_pretraining_is_the_sheets() -> None:
+    """99.43 M parameters, 79.93 M of them encoder; 10.3 + 2.5 G multiply-accumulates an image (sheet 1.1)."""
+    config = RunConfig(train=dataclasses.replace(PRETRAIN, epochs=1600, base_lr=1.5e-4))
+    price = cost(config, 1_281_167, 1000)
+    assert (price.parameters, price.encoder_parameters, price.tokens_per_image) == (99_427_328, 79_934_208, 128)
+    forward_macs = (price.flops_per_image + price.scan_flops_per_image) / 6
+    assert forward_macs == pytest.approx(12.8e9, rel=0.01)
+    assert price.images == 1600 * 1_281_167 // 2048 * 2048
+    assert cost(config, None, 1000).train_flops is None
+
+
+def test_images_are_whole_steps() -> None:
+    assert stage_images(dataclasses.replace(PRETRAIN, images=100, global_batch=32), None) == 96
+    assert stage_images(dataclasses.replace(PRETRAIN, epochs=1.5, global_batch=32), 100) == 128
+    assert stage_images(dataclasses.replace(PRETRAIN, epochs=0.1, global_batch=32), 100) == 32
+
+
+def test_utilisation() -> None:
+    assert utilisation(1e12, 494.5, "NVIDIA H100 80GB HBM3", "bf16") == pytest.approx(0.5)
+    assert utilisation(1e12, 100, "a processor", "bf16") is None
+    with pytest.raises(UserError, match="mfu"):
+        utilisation(1e12, 1000, "NVIDIA H100 80GB HBM3", "bf16")
+
+
+def test_lost_work_counts_what_was_done_again() -> None:
+    def row(attempt: int, step: int) -> dict[str, float]:
+        return {"attempt": attempt, "step": step, "step_seconds": 2.0, "devices": 4}
+
+    undisturbed = [row(1, step) for step in (10, 20, 30)]
+    assert lost_seconds(undisturbed) == 0.0
+    # Attempt 1 reached 30, its last commit was 20: the ten steps 21 to 30 were done twice.
+    assert lost_seconds([*undisturbed, row(2, 30), row(2, 40)]) == 10 * 2.0 * 4
