@@ -1,0 +1,1 @@
+"""Slurm: submitit launcher, the job that saves and requeues, status, a real cluster for one machine."""

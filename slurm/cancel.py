@@ -1,0 +1,50 @@
+"""Cancelling a study: marked first, so that no job that is just being requeued comes back to life."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Final
+
+from scaling import rundir
+from scaling.attempt import write_status
+from scaling.study.plan import Plan, run_state
+from slurm.batches import CANCELLED, newest, only_launch, read_batches
+from slurm.launcher import recover
+from slurm.queue import CLIENT_SECONDS, ControllerError, read_jobs
+
+END_SECONDS: Final = 300.0
+"""Jobs save before they end; Slurm kills those that do not."""
+
+
+def cancel(plan: Plan, root: Path) -> list[str]:
+    """Cancels every run that is neither completed nor failed, and returns them; their jobs have ended then."""
+    study = root / plan.study.name
+    with only_launch(study):
+        recover(study)
+        open_runs = [row.config.run for row in plan.rows if run_state(study / row.config.run) != "completed"]
+        last = newest(read_batches(study))
+        batches = {batch.folder: batch for batch, _ in (last[run] for run in open_runs if run in last)}
+        for folder in batches:
+            (folder / CANCELLED).touch()
+        jobs = {batch.job for batch in batches.values() if batch.job}
+        _end(jobs)
+        cancelled = [run for run in open_runs if run_state(study / run) not in ("completed", "failed")]
+        for run in cancelled:
+            if rundir.is_run(study / run):
+                status = rundir.read_json(study / run / rundir.STATUS) or {}
+                write_status(study / run, "cancelled", attempt=status.get("attempt") or 0, step=status.get("step"))
+    return cancelled
+
+
+def _end(jobs: set[str]) -> None:
+    """Cancels the jobs and waits until none of them is alive."""
+    if not jobs:
+        return
+    deadline = time.monotonic() + END_SECONDS
+    subprocess.run(["scancel", *sorted(jobs)], check=False, capture_output=True, timeout=CLIENT_SECONDS)
+    while any(job.alive for job in read_jobs(jobs).values()):
+        if time.monotonic() > deadline:
+            raise ControllerError(f"jobs {', '.join(sorted(jobs))} are still alive {END_SECONDS:.0f} s after scancel")
+        time.sleep(1)

@@ -1,0 +1,207 @@
+"""The job, as the batch process on the first node: starts one task a rank, passes stop signals on, and decides
+whether the job comes again.
+
+    python -m slurm.job <study>/slurm/batch-0001      called by the sbatch script
+
+It goes by status.json, never by an exit code, and asks for the job again only while Slurm counts it as running: a job
+that was cancelled, or that Slurm requeues by itself (preemption, failed node, scontrol requeue), has left that state.
+Its own exit status says only whether the run is completed, which is what children wait for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from scaling import rundir
+from scaling.attempt import job_id, write_status
+from scaling.errors import UserError
+from slurm.batches import read_batch
+from slurm.queue import ControllerError, expand_hosts, read_jobs
+
+ASK_AGAIN_SECONDS: Final = 5.0
+NEAR_END_SECONDS: Final = 200.0
+"""Slurm sends the signal of the time limit up to a minute early."""
+PROBE_SECONDS: Final = 60.0
+NOTICE_SECONDS: Final = 900.0
+CONTROLLER_TRIES: Final = 10
+
+# The tasks of a step share its fate: one that fails takes the others with it, and one that has saved and left (85) must
+# not. Signals reach every process of a task; the shell must outlive them.
+TASK: Final = "trap '' TERM INT USR1 USR2; \"$@\"; status=$?; [ $status -eq 85 ] || exit $status"
+TASK_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Supervisor:
+    """One start of the job: the run's step, and whether it was asked to stop."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.asked = False
+        self.newest = _newest_checkpoint(run)
+
+    def listen(self) -> None:
+        """From here on a signal is a request that is passed on, not the end of the job."""
+        for number in TASK_SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+
+    def carry_out(self) -> None:
+        """Runs the step to its end. A stop request is repeated, as ranks that still import would not hear it once."""
+        logs = self.run / rundir.LOGS
+        logs.mkdir(exist_ok=True)
+        with (logs / "run.log").open("ab") as log:
+            command = [sys.executable, "-m", "scaling.cli", "run", str(self.run / rundir.CONFIG)]
+            step = subprocess.Popen(
+                ["srun", *srun_options(), "bash", "-c", TASK, "task", *command],
+                env=os.environ | meeting_point(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            asked_at = 0.0
+            while step.poll() is None:
+                if self.asked and time.monotonic() > asked_at + ASK_AGAIN_SECONDS:
+                    asked_at = time.monotonic()
+                    step.send_signal(signal.SIGUSR2)
+                time.sleep(0.1)
+
+    def wants_more(self) -> bool:
+        """Whether the run, not completed, is to go on in another job: it saved and left, or was asked to.
+
+        A failure of a rank that was asked to stop is not the run's: others may have left before it. What really fails
+        does so again, unasked. A stop that nobody asked for and that saved nothing is such a failure: srun ends rank 0
+        by a signal when another rank fails.
+        """
+        status = rundir.read_json(self.run / rundir.STATUS) or {}
+        stopped = status.get("state") == "stopped" and status.get("job_id") == job_id()
+        return self.asked or (stopped and _newest_checkpoint(self.run) != self.newest)
+
+    def stuck(self) -> bool:
+        """Whether the time limit came before anything was saved: the next job would get no further."""
+        end = os.environ.get("SLURM_JOB_END_TIME")
+        near_end = end is not None and time.time() > float(end) - NEAR_END_SECONDS
+        return near_end and _newest_checkpoint(self.run) == self.newest
+
+    def record_death(self) -> None:
+        """A run that ended without a word in this job has failed."""
+        status = rundir.read_json(self.run / rundir.STATUS) or {}
+        silent = status.get("state") in ("running", "stopped") and status.get("job_id") == job_id()
+        if silent or status.get("state") in ("planned", "queued"):
+            error = f"its ranks ended without a word; see {rundir.LOGS}/run.log"
+            write_status(self.run, "failed", attempt=int(status.get("attempt") or 0), error=error)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 0 exactly when the run is completed."""
+    try:
+        batch = read_batch(Path(arguments[0]))
+    except FileNotFoundError:
+        print("this batch was dropped: its runs are submitted by another")
+        return 1
+    run = batch.folder.parents[1] / batch.runs[int(os.environ["SLURM_ARRAY_TASK_ID"])]
+    print(f"{job_id()}: {run.name} on {os.environ['SLURM_JOB_NODELIST']}", flush=True)
+    if batch.cancelled:
+        print("cancelled")
+        return 1
+    if not completed(run):
+        supervisor = Supervisor(run)
+        supervisor.listen()
+        supervisor.carry_out()
+        if not completed(run) and (supervisor.wants_more() or lost_a_node()):
+            return come_again(run, supervisor, cancelled=batch.cancelled)
+        if not completed(run):
+            supervisor.record_death()
+    return 0 if completed(run) else 1
+
+
+def completed(run: Path) -> bool:
+    """A run is completed when its summary is written, whatever an exit status says."""
+    return (run / rundir.SUMMARY).is_file()
+
+
+def lost_a_node() -> bool:
+    """Whether a node of this job no longer answers, which the other ranks see as an error of their own.
+
+    Slurm notices later (SlurmdTimeout, five minutes by default) and then requeues the job itself, without that node.
+    """
+    nodes = os.environ["SLURM_JOB_NUM_NODES"]
+    if nodes == "1":
+        return False
+    probe = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "true"]
+    try:
+        answers = subprocess.run(probe, check=False, capture_output=True, timeout=PROBE_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        answers = False
+    if not answers:
+        print("a node does not answer; waiting for Slurm to notice", flush=True)
+        deadline = time.monotonic() + NOTICE_SECONDS
+        while time.monotonic() < deadline and _own_state() == "RUNNING":
+            time.sleep(ASK_AGAIN_SECONDS)
+    return not answers
+
+
+def come_again(run: Path, supervisor: Supervisor, *, cancelled: bool) -> int:
+    """Requeues this job unless it was cancelled or is being requeued already."""
+    state = _own_state()
+    if cancelled or state != "RUNNING":
+        print(f"stopped; not requeued from here, as Slurm has decided or does not answer: {state}")
+    elif supervisor.stuck():
+        too_short = "the time limit came before anything was saved: raise resources.time"
+        write_status(run, "failed", attempt=_attempt(run), error=too_short)
+    else:
+        print("stopped; requeued", flush=True)
+        try:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        except FileNotFoundError:
+            print("no scontrol on this node: `study launch` continues the run")
+    return 1
+
+
+def srun_options() -> list[str]:
+    """One task a rank on all of the job's nodes. srun inherits the rest, save for the CPUs of a task (since 22.05)."""
+    cpus = os.environ.get("SLURM_CPUS_PER_TASK")
+    return ["--kill-on-bad-exit=1", "--unbuffered", *([f"--cpus-per-task={cpus}"] if cpus else [])]
+
+
+def meeting_point() -> dict[str, str]:
+    """Where the ranks meet: the first node, at a port that is this job's (below the ephemeral ones)."""
+    first = expand_hosts(os.environ["SLURM_JOB_NODELIST"])[0]
+    return {"MASTER_ADDR": first, "MASTER_PORT": str(15000 + int(os.environ["SLURM_JOB_ID"]) % 17000)}
+
+
+def _own_state() -> str | None:
+    """This job's state in Slurm's words; None where nobody answers, after some patience."""
+    own = job_id()
+    assert own is not None
+    for _ in range(CONTROLLER_TRIES):
+        try:
+            return read_jobs([own])[own].state
+        except ControllerError as error:
+            print(error, flush=True)
+            time.sleep(ASK_AGAIN_SECONDS)
+        except UserError as error:
+            print(error, flush=True)
+            return None
+    return None
+
+
+def _attempt(run: Path) -> int:
+    return int((rundir.read_json(run / rundir.STATUS) or {}).get("attempt") or 0)
+
+
+def _newest_checkpoint(run: Path) -> str:
+    return max((path.name for path in (run / rundir.CHECKPOINTS).glob("step-*")), default="")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,187 @@
+"""The Slurm launcher: runs of a study as arrays, one array for runs of equal shape; the contract of the local one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from scaling import files
+from scaling.errors import UserError
+from scaling.study.folders import write_folders
+from scaling.study.plan import Plan, Row
+from slurm.batches import JOB, SCRIPT, Batch, drop, newest, next_batches, only_launch, read_batches, write_batch
+from slurm.queue import CLIENT_SECONDS, ControllerError, read_settings
+from slurm.script import Shape, script, shape_of
+from slurm.site import Site
+from slurm.states import Standing, read_standings
+
+TRIES: Final = 5
+SINCE: Final = ("--starttime=now-30days",)
+LEFT_ALONE: Final = ("completed", "queued", "running", "cancelled")
+"""States that a launch leaves alone; `retry` takes up cancelled runs too."""
+
+OF_THE_MASTER: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TEMPORARY: Final = (
+    "Socket timed out", "Unable to contact slurm controller", "temporarily unable", "Resource temporarily unavailable",
+    "Connection refused", "Zero Bytes were transmitted", "Slurm backup controller in standby",
+)  # fmt: skip
+
+
+@dataclass
+class Array:
+    """An array to be submitted: runs of one shape that wait for the same array, or for none."""
+
+    shape: Shape
+    parent: Batch | None
+    rows: dict[int, Row] = field(default_factory=dict)
+    folder: Path = Path()
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.folder, {task: row.config.run for task, row in self.rows.items()})
+
+
+def launch(plan: Plan, root: Path, site: Site, *, limit: int | None = None, again: Iterable[str] = ()) -> list[Batch]:
+    """Submits every run that is neither completed, in the queue nor cancelled; returns the batches submitted.
+
+    `limit` bounds the runs of one array that run at a time; runs in states `again` are submitted as well. Raises
+    UserError when another launch of the study is at work or Slurm refuses, ControllerError when Slurm stays away.
+    """
+    study = root / plan.study.name
+    with only_launch(study):
+        write_folders(plan, root)
+        recover(study)
+        arrays = prepare(plan, root, site, read_standings(plan, root), again)
+        for array in arrays:
+            write_batch(array.batch, text(array, site, limit))
+            _note_job(array.batch, submit(array.batch))
+    return [array.batch for array in arrays]
+
+
+def scripts(plan: Plan, root: Path, site: Site, *, limit: int | None = None) -> list[str]:
+    """What `launch` would submit; nothing is. A parent that has no id yet stands there by its job's name."""
+    return [text(array, site, limit) for array in prepare(plan, root, site, read_standings(plan, root))]
+
+
+def text(array: Array, site: Site, limit: int | None) -> str:
+    """The sbatch script of `array`, whose parent is submitted already."""
+    parent = (array.parent.job or array.parent.name) if array.parent else None
+    return script(array.batch, array.shape, site, limit=limit, parent=parent, directory=Path.cwd())
+
+
+def prepare(
+    plan: Plan, root: Path, site: Site, standings: dict[str, Standing], again: Iterable[str] = ()
+) -> list[Array]:
+    """The arrays to submit, parents first."""
+    study = root / plan.study.name
+    left_alone = set(LEFT_ALONE) - set(again)
+    rows = [row for row in plan.rows if standings[row.config.run].state not in left_alone]
+    if not rows:
+        return []
+    folders = next_batches(study)
+    size = int(read_settings()["MaxArraySize"])
+    last = newest(read_batches(study))
+    placed = {run: last[run] for run, standing in standings.items() if standing.state in ("queued", "running")}
+    arrays: list[Array] = []
+    completed = {run for run, standing in standings.items() if standing.state == "completed"}
+    for level in range(max(row.level for row in rows) + 1):
+        # A child whose parent is cancelled has nothing to wait for.
+        ready = [row for row in rows if row.level == level and row.config.parent in {None, *completed, *placed}]
+        for array in arrange(ready, placed, site, size):
+            array.folder = next(folders)
+            placed |= {row.config.run: (array.batch, task) for task, row in array.rows.items()}
+            arrays.append(array)
+    return arrays
+
+
+def arrange(rows: list[Row], placed: dict[str, tuple[Batch, int]], site: Site, size: int) -> list[Array]:
+    """Rows of one level as arrays of at most `size` tasks.
+
+    A child takes its parent's number in the array, so that aftercorr lets each child wait for its own parent alone;
+    the second child of one parent goes into a second array.
+    """
+    arrays: list[Array] = []
+    for row in rows:
+        shape = shape_of(row.config, site)
+        parent, task = placed.get(row.config.parent or "", (None, None))
+        for array in arrays:
+            alike = array.shape == shape and array.parent == parent
+            if alike and len(array.rows) < size and task not in array.rows:
+                break
+        else:
+            array = Array(shape, parent)
+            arrays.append(array)
+        array.rows[len(array.rows) if task is None else task] = row
+    return arrays
+
+
+def recover(study: Path) -> None:
+    """Settles batches whose launch was cut off around sbatch: those that Slurm got are noted, the others dropped."""
+    for batch in read_batches(study):
+        if batch.job is None:
+            job = find(batch.name)
+            if job is None:
+                drop(batch)
+            else:
+                _note_job(batch, job)
+
+
+def submit(batch: Batch) -> str:
+    """Slurm's id of the array, submitted once: after an answer that got lost the queue is asked first.
+
+    Raises UserError when Slurm refuses (and drops the batch), ControllerError when it stays away.
+    """
+    # Neither the ranks nor the job that this process may itself be part of.
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in OF_THE_MASTER and (key == "SLURM_CONF" or not key.startswith("SLURM_"))
+    }
+    for attempt in range(TRIES):
+        command = ["sbatch", "--parsable", str(batch.folder / SCRIPT)]
+        try:
+            result = subprocess.run(
+                command, env=kept, capture_output=True, text=True, check=False, timeout=CLIENT_SECONDS
+            )
+        except FileNotFoundError:
+            raise UserError("--cluster", "slurm", "local, or a machine with Slurm", "no sbatch") from None
+        except subprocess.TimeoutExpired:
+            told = f"no answer within {CLIENT_SECONDS} s"
+        else:
+            if result.returncode == 0:
+                return result.stdout.strip().split(";")[0]
+            told = result.stderr.strip()
+            if not any(words in told for words in TEMPORARY):
+                drop(batch)
+                raise UserError("sbatch", batch.name, "options that this cluster takes", why=told)
+        time.sleep(2**attempt)
+        if (job := find(batch.name)) is not None:
+            return job
+    raise ControllerError(f"sbatch failed {TRIES} times, last: {told}")
+
+
+def find(name: str) -> str | None:
+    """The id of the array called `name` that Slurm has or had, None where there is none."""
+    listing = _ask("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F")
+    if not listing:
+        # Accounting is not everywhere; without it a job that has ended is known by its run folders alone.
+        listing = _ask(
+            "sacct", "--noheader", "--parsable2", "--allocations", f"--name={name}", *SINCE, "--format=JobID"
+        )
+    return listing.split()[0].split("_")[0] if listing and listing.strip() else None
+
+
+def _ask(*command: str) -> str | None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=CLIENT_SECONDS)
+    if result.returncode != 0 and command[0] == "squeue":
+        raise ControllerError(result.stderr.strip())
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _note_job(batch: Batch, job: str) -> None:
+    files.write_text(batch.folder / JOB, job + "\n")

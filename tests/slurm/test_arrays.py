@@ -1,0 +1,101 @@
+"""Runs to arrays to scripts: shapes, numbers of children, limits of the site."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scaling.config import ResourcesConfig, RunConfig
+from scaling.cost import Cost
+from scaling.errors import UserError
+from scaling.study.plan import Row
+from slurm.batches import Batch
+from slurm.launcher import Array, arrange
+from slurm.script import Shape, script, shape_of
+from slurm.site import Site, minutes, read_site
+
+PRICE = Cost(*[None] * len(Cost.__dataclass_fields__))  # no array depends on it
+
+
+def row(run: str, parent: str | None = None, nodes: int = 1) -> Row:
+    config = RunConfig(run=run, parent=parent, resources=ResourcesConfig(nodes=nodes, gpus_per_node=2))
+    return Row(config, run, PRICE, "planned", 0 if parent is None else 1)
+
+
+def names(array: Array) -> dict[int, str]:
+    return {task: row.config.run for task, row in array.rows.items()}
+
+
+def test_runs_of_equal_shape_share_an_array_up_to_its_size() -> None:
+    arrays = arrange([row(f"r{number}", nodes=1 + (number == 2)) for number in range(6)], {}, Site(), 3)
+    assert [names(array) for array in arrays] == [{0: "r0", 1: "r1", 2: "r3"}, {0: "r2"}, {0: "r4", 1: "r5"}]
+    assert [array.shape.nodes for array in arrays] == [1, 2, 1]
+
+
+def test_two_thousand_runs_take_as_few_arrays_as_the_limit_allows() -> None:
+    assert [len(array.rows) for array in arrange([row(f"r{n}") for n in range(2000)], {}, Site(), 1001)] == [1001, 999]
+
+
+def test_children_take_their_parents_number_and_siblings_another_array() -> None:
+    parents = Batch(Path("batch-0001"), {0: "p0", 1: "p1", 2: "p2"})
+    placed = {run: (parents, task) for task, run in parents.runs.items()}
+    rows = [row("c0", "p0"), row("d0", "p0"), row("c2", "p2"), row("e", "completed")]
+    arrays = arrange(rows, placed, Site(), 1001)
+    assert [names(array) for array in arrays] == [{0: "c0", 2: "c2"}, {0: "d0"}, {0: "e"}]
+    assert [array.parent for array in arrays] == [parents, parents, None]
+
+
+def options(text: str) -> dict[str, str]:
+    lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH ")]
+    pairs = [line.partition("=") for line in lines]
+    return {name: shlex.split(value)[0] if value else "" for name, _, value in pairs}
+
+
+def test_a_script_says_what_the_runs_and_the_site_want(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(
+        yaml.safe_dump({"partition": "low", "account": "lab", "time": "02:00:00", "setup": ["module load cuda"]})
+    )
+    site = read_site(tmp_path / "site.yaml")
+    batch = Batch(tmp_path / "my study" / "slurm" / "batch-0007", {0: "a", 1: "b", 2: "c", 5: "d"})
+    text = script(batch, Shape(2, 4, 90), site, limit=3, parent="41", directory=tmp_path)
+    found = options(text)
+    wanted = {
+        "array": "0-2,5%3", "nodes": "2", "ntasks-per-node": "4", "gpus-per-node": "4", "time": "90",
+        "partition": "low", "account": "lab", "dependency": "aftercorr:41", "requeue": "", "signal": "B:USR2@120",
+        "chdir": str(tmp_path), "output": str(batch.folder / "%a.log"),
+    }  # fmt: skip
+    assert {name: found.get(name) for name in wanted} == wanted
+    assert not {"qos", "constraint", "mem"} & found.keys()
+    body = text.split("\n\n")[1].splitlines()
+    assert body[0].startswith("trap '' USR2")
+    assert body[1:3] == ["module load cuda", "export PYTHONSAFEPATH=1"]
+    assert shlex.split(body[-1])[-1] == str(batch.folder)
+
+
+def test_without_gpus_limit_and_parent_nothing_is_said_of_them(tmp_path: Path) -> None:
+    batch = Batch(tmp_path / "batch-0001", {0: "a"})
+    found = options(script(batch, Shape(1, 1, 5), Site(gpus=False), limit=None, parent=None, directory=tmp_path))
+    assert found["array"] == "0"
+    assert not {"gpus-per-node", "dependency", "kill-on-invalid-dep"} & found.keys()
+
+
+def test_a_run_longer_than_the_site_allows_is_cut() -> None:
+    config = RunConfig(resources=ResourcesConfig(nodes=2, gpus_per_node=8, time="3-00:00:00"))
+    assert shape_of(config, Site(time="1-00:00:00")) == Shape(2, 8, 1440)
+    assert shape_of(config, Site()) == Shape(2, 8, 3 * 1440)
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [("90", 90), ("90:00", 90), ("04:00:00", 240), ("1-0", 1440), ("2-12:30", 3630), ("0:30", 1), ("00:10:01", 11)],
+)
+def test_times_in_every_form_of_sbatch(time: str, expected: int) -> None:
+    assert minutes(time, "time") == expected
+
+
+@pytest.mark.parametrize("given", [{"partitoin": "low"}, {"time": "4h"}, {"cpus_per_rank": 0}])
+def test_mistakes_in_the_cluster_file_are_named(tmp_path: Path, given: dict[str, object]) -> None:
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(given))
+    with pytest.raises(UserError, match=next(iter(given))):
+        read_site(tmp_path / "site.yaml")

@@ -1,0 +1,144 @@
+"""Requeued, preempted, cancelled, its node lost: a run on the real cluster ends as if nothing had happened."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scaling import rundir
+from scaling.checkpoint import committed
+from slurm.cluster.layout import NODES, Host, Layout
+from slurm.cluster.lifecycle import fail_node, is_up, start_node
+from slurm.queue import read_jobs
+from tests.scaling.test_quickstart import armscale
+from tests.slurm import studies
+from tests.slurm.polling import eventually, run
+
+
+def status(folder: Path) -> dict[str, Any]:
+    return rundir.read_json(folder / rundir.STATUS) or {}
+
+
+def trains(folder: Path, attempt: int) -> bool:
+    """Whether this attempt has written steps."""
+    return any(row["attempt"] == attempt for row in rundir.read_lines(folder / rundir.METRICS)[0])
+
+
+@pytest.mark.slurm
+def test_requeued_from_outside_and_preempted(cluster: Layout, tmp_path: Path, shards: Path) -> None:
+    """Both times what was done is saved: no step stands twice, and the curve is that of an undisturbed process."""
+    alone = studies.write_long_run(tmp_path / "alone", shards, nodes=1)
+    ended = armscale("study", "launch", alone.name, cwd=alone.parent)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+    study = studies.write_long_run(tmp_path / "cluster", shards, nodes=2)
+    studies.launch(study)
+    (folder,) = studies.run_folders(study)
+    job = studies.last_job(study)
+    eventually(lambda: trains(folder, 1), "it trains", 120)
+    run("scontrol", "requeue", job)
+    eventually(lambda: trains(folder, 2), "it trains again", 120)
+    run("srun", "--partition=high", "--nodes=4", "--exclusive", "true", seconds=120)
+    studies.wait_until_completed(study)
+
+    eventually(lambda: not any(job.alive for job in read_jobs([job]).values()), "the job ends")
+    rows = rundir.read_lines(folder / rundir.METRICS)[0]
+    assert sorted({row["attempt"] for row in rows}) == [1, 2, 3], studies.story(study)
+    assert [row["step"] for row in rows] == list(range(1, studies.LONG_STEPS + 1))
+    (found,), (expected,) = studies.curves(study).values(), studies.curves(alone).values()
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    assert read_jobs([job])[job].restarts == 2
+    assert "0 of 1 runs submitted" in studies.launch(study)
+
+
+@pytest.mark.slurm
+def test_a_cancelled_run_stays_cancelled_until_it_is_retried(cluster: Layout, tmp_path: Path, shards: Path) -> None:
+    """Cancelled by our command, retried, and cancelled behind our back: it saves both times, and nothing starts it."""
+    study = studies.write_long_run(tmp_path, shards, nodes=1, steps=100_000)
+    studies.launch(study)
+    (folder,) = studies.run_folders(study)
+    first = studies.last_job(study)
+    eventually(lambda: trains(folder, 1), "it trains", 120)
+    told = armscale("study", "cancel", study.name, cwd=tmp_path)
+    assert "1 of 1 runs cancelled" in told.stdout, told.stderr
+    assert status(folder)["state"] == "cancelled"
+    assert read_jobs([first])[first].state == "CANCELLED", studies.story(study)
+    assert len(committed(folder)) == 1, "it saved on the way out"
+    assert "0 of 1 runs submitted" in studies.launch(study)
+
+    retried = armscale("study", "retry", study.name, "--site", "site.yaml", cwd=tmp_path)
+    assert "1 of 1 runs submitted" in retried.stdout, retried.stderr
+    second = studies.last_job(study)
+    assert second != first
+    eventually(lambda: trains(folder, 2), "it goes on", 120)
+    run("scancel", second)
+    eventually(lambda: not read_jobs([second])[second].alive, "the job ends")
+    assert read_jobs([second])[second].state == "CANCELLED", studies.story(study)
+    assert "0 of 1 runs submitted" in studies.launch(study)
+    assert "cancelled" in armscale("study", "status", study.name, cwd=tmp_path).stdout
+    steps = [row["step"] for row in rundir.read_lines(folder / rundir.METRICS)[0]]
+    assert steps == list(range(1, len(steps) + 1)), "no step was lost or done twice"
+    assert [int(path.name.removeprefix("step-")) for path in committed(folder)][-1] == len(steps)
+
+
+@pytest.fixture
+def fail(cluster: Layout) -> Iterator[Callable[[str], None]]:
+    """Fails nodes as a power cut does; they are back afterwards."""
+    failed: list[Host] = []
+
+    def fail_named(name: str) -> None:
+        (node,) = (node for node in NODES if node.name == name)
+        failed.append(node)
+        fail_node(node)
+
+    yield fail_named
+    for node in failed:
+        start_node(cluster, node)
+    eventually(lambda: is_up(cluster), "every node is back")
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to fail a node")
+def test_a_run_whose_node_dies_goes_on_elsewhere(
+    cluster: Layout, tmp_path: Path, shards: Path, fail: Callable[[str], None]
+) -> None:
+    """Its ranks fail first, and Slurm notices half a minute later: no failure of the run, and little is repeated."""
+    study = studies.write_long_run(tmp_path, shards, nodes=2, steps=100_000, checkpoint_every=5)
+    studies.launch(study)
+    (folder,) = studies.run_folders(study)
+    job = studies.last_job(study)
+    try:
+        eventually(lambda: len(committed(folder)) > 0, "it saves", 120)
+        second = read_jobs([job])[job].nodes[1]
+        fail(second)
+        eventually(lambda: trains(folder, 2), "it goes on", 200)
+        nodes = read_jobs([job])[job].nodes
+        rows = rundir.read_lines(folder / rundir.METRICS)[0]
+        steps = {number: [row["step"] for row in rows if row["attempt"] == number] for number in (1, 2)}
+        assert steps[1] == list(range(1, len(steps[1]) + 1))
+        assert steps[1][-1] - 5 <= steps[2][0] <= steps[1][-1] + 1
+        assert len(nodes) == 2 and second not in nodes, studies.story(study)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{studies.story(study)}") from error
+    finally:
+        run("scancel", job)
+
+
+@pytest.mark.slurm
+def test_a_run_that_fails_on_healthy_nodes_has_failed(cluster: Layout, tmp_path: Path, shards: Path) -> None:
+    """Nothing waits for a node that is not lost, and nothing starts the run again by itself."""
+    study = studies.write_long_run(tmp_path, shards, nodes=2)
+    study.write_text(study.read_text().replace("engine: ddp", "engine: single"))
+    studies.launch(study)
+    job = studies.last_job(study)
+    eventually(lambda: not read_jobs([job])[job].alive, "the job ends", 120)
+    (folder,) = studies.run_folders(study)
+    assert (read_jobs([job])[job].state, read_jobs([job])[job].restarts) == ("FAILED", 0), studies.story(study)
+    assert status(folder)["state"] == "failed"
+    assert "engine: 'single' is not valid (2 ranks)" in status(folder)["error"]
+    told = armscale("study", "status", study.name, cwd=tmp_path)
+    assert "failed" in told.stdout and "2 ranks" in told.stdout
