@@ -1,0 +1,1 @@
+"""From run folders to tables, laws, fits, throughput, plots and reports. Imports no trainer."""

@@ -1,0 +1,235 @@
+"""fit_law: one call from a table to a law with intervals, a verdict on held-out points, and warnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis import checks, intervals
+from analysis.isoflop import fit_isoflop
+from analysis.laws import LAWS, Array, Law, Quantity, find_law
+from analysis.solve import Problem, search
+
+ISOFLOP = "isoflop"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One parameter. An infinite end of the interval means that the data leave it open; None, that there is none."""
+
+    value: float
+    standard_error: float | None
+    interval_95: intervals.Interval | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The parameter as it stands in FILE.json; what is open or absent is null."""
+        low, high = self.interval_95 or (math.nan, math.nan)
+        ends = [end if math.isfinite(end) else None for end in (low, high)]
+        return {"value": self.value, "standard_error": self.standard_error, "interval_95": ends}
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """Root mean square error of log y on points kept from the fit, and of the nearest fitted point as a guess."""
+
+    n: int
+    log_rmse: float
+    baseline_log_rmse: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law. `points` has the rows used: x, y and `role` (fitted or held out)."""
+
+    law: str
+    formula: str
+    x: tuple[str, ...]
+    y: str
+    n: int
+    objective: float
+    delta: float
+    parameters: dict[str, Estimate]
+    tried: int
+    agreeing: int
+    hold_out: HoldOut | None
+    excluded: int
+    warnings: tuple[str, ...]
+    points: pd.DataFrame = field(repr=False)
+    theta: Array = field(repr=False)
+    units: intervals.Units | None = field(repr=False)
+    draws: Array | None = field(default=None, repr=False)
+
+    def predict(self, x: Mapping[str, Any] | pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+        """The law at `x` (the columns fitted): y, and low to high, the interval of the law, not of one more run."""
+        table = pd.DataFrame({name: np.asarray(x[name], dtype=float) for name in self.x})
+        law, rows = LAWS[self.law if self.law != ISOFLOP else "power"], []
+        for place in _coordinates(law, table, self.x):
+            quantity = intervals.at(law, place)
+            rows.append((quantity.value(self.theta), *self._interval(quantity, level)))
+        table[["y", "low", "high"]] = np.array(rows).reshape(-1, 3)
+        return table
+
+    def _interval(self, quantity: Quantity, level: float) -> intervals.Interval:
+        if self.draws is not None:
+            values = [quantity.value(theta) for theta in self.draws]
+            tail = 50 * (1 - level)
+            return float(np.percentile(values, tail)), float(np.percentile(values, 100 - tail))
+        return self.units.interval(quantity, level) if self.units else (math.nan, math.nan)
+
+    def plot(self, axes: Axes, colour: str = "#0072B2", beyond: float = 1.0) -> None:
+        """Draws points, law and band; dashed beyond the fitted range, up to `beyond` times its end."""
+        from analysis.figures_laws import draw_fit
+
+        draw_fit(axes, self, colour, beyond)
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of FILE.json."""
+        held = self.hold_out
+        return {
+            "law": self.law,
+            "n": self.n,
+            "objective": self.objective,
+            "delta": self.delta if math.isfinite(self.delta) else None,
+            "parameters": {name: estimate.as_json() for name, estimate in self.parameters.items()},
+            "starts": {"tried": self.tried, "agreeing": self.agreeing},
+            "hold_out": held and {"n": held.n, "log_rmse": held.log_rmse, "baseline_log_rmse": held.baseline_log_rmse},
+            "excluded": self.excluded,
+            "warnings": list(self.warnings),
+        }
+
+    def __str__(self) -> str:
+        """A summary for people."""
+        lines = [f"{self.formula}   x = {', '.join(self.x)}   y = {self.y}   {self.n} points"]
+        for name, estimate in self.parameters.items():
+            error = f"± {estimate.standard_error:.3g}" if estimate.standard_error is not None else ""
+            low, high = estimate.interval_95 or (math.nan, math.nan)
+            ends = f"[{low:.4g}, {high:.4g}]" if not math.isnan(low) else "no interval"
+            lines.append(f"  {name:<10}{estimate.value:>12.5g} {error:<12} 95 % {ends}")
+        lines.append(f"  objective {self.objective:.8g}; {self.agreeing} of {self.tried} starts agree")
+        if self.hold_out:
+            held = self.hold_out
+            guess = f"the nearest fitted point as a guess {held.baseline_log_rmse:.4f}"
+            lines.append(f"  {held.n} held out: log RMSE {held.log_rmse:.4f} ({guess})")
+        return "\n".join([*lines, *(f"  warning: {text}" for text in self.warnings)])
+
+
+def fit_law(
+    frame: pd.DataFrame,
+    law: str,
+    x: str | Sequence[str],
+    y: str,
+    *,
+    exclude: str | None = None,
+    hold_out: str | None = None,
+    delta: float = 1e-3,
+    bootstrap: int = 0,
+    resample_by: str | None = None,
+    seed: int = 0,
+) -> Fit:
+    """Fits y = law(x) to the rows of `frame` by the sum of Huber losses (threshold `delta`) of log residuals.
+
+    `x`: columns in the law's order. `exclude`, `hold_out`: pandas queries; held-out rows are only scored. Intervals
+    are those of analysis.intervals, or with `bootstrap` draws the percentiles of refits to resampled rows, or to
+    resampled values of the column `resample_by`. What cannot be fitted raises UserError and says why.
+    """
+    columns = (x,) if isinstance(x, str) else tuple(x)
+    checks.options(delta, bootstrap, resample_by, frame)
+    if law == ISOFLOP:
+        return _isoflop(frame, columns, y, exclude, delta)
+    found = find_law(law, [ISOFLOP])
+    table, excluded, warnings = checks.select(frame, found.name, found.x, columns, y, exclude, found.log_x)
+    held = checks.query(table, "hold_out", hold_out) if hold_out else table.iloc[:0]
+    fitted = table.drop(held.index)
+    checks.enough(fitted, found, columns)
+    places, log_y = _coordinates(found, fitted, columns), np.log(fitted[y].to_numpy(dtype=float))
+    problem = Problem(found.curve, places, log_y, np.ones(len(log_y)), delta)
+    theta, objective, tried, agreeing = search(problem, found.starts(places, log_y))
+    errors, condition = intervals.standard_errors(problem, theta, found)
+    draws, units = None, intervals.fit_units(found, places, log_y, theta)
+    if bootstrap:
+        clusters = pd.factorize(fitted[resample_by])[0] if resample_by else None
+        draws = intervals.draw_bootstrap(problem, theta, bootstrap, seed, clusters)
+    parameters = _estimates(found, theta, errors, units, draws, warnings)
+    warnings += checks.warn_search(errors, condition, tried, agreeing)
+    warnings += checks.warn_data(found, problem, units, parameters, columns, y)
+    points = pd.concat([fitted.assign(role="fitted"), held.assign(role="held out")])[[*columns, y, "role"]]
+    return Fit(
+        law=law, formula=found.formula, x=columns, y=y, n=len(fitted), objective=objective, delta=delta,
+        parameters=parameters, tried=tried, agreeing=agreeing, hold_out=_score(found, theta, fitted, held, columns, y),
+        excluded=excluded, warnings=tuple(warnings), points=points, theta=theta, units=units, draws=draws,
+    )  # fmt: skip
+
+
+def fit_groups(
+    frame: pd.DataFrame, group: str, law: str, x: str | Sequence[str], y: str, **options: Any
+) -> dict[str, Fit]:
+    """fit_law for each value of the column `group`, by value."""
+    checks.column(frame, "group", group)
+    parts = frame.groupby(group, sort=True)
+    return {str(value): fit_law(part, law, x, y, **options) for value, part in parts}
+
+
+def _coordinates(law: Law, table: pd.DataFrame, columns: Sequence[str]) -> Array:
+    values = table[list(columns)].to_numpy(dtype=float)
+    return np.log(values) if law.log_x else values
+
+
+def _estimates(
+    law: Law,
+    theta: Array,
+    errors: Mapping[str, float | None],
+    units: intervals.Units | None,
+    draws: Array | None,
+    warnings: list[str],
+) -> dict[str, Estimate]:
+    """Value, standard error and interval of every quantity of the law."""
+    estimates = {}
+    for name, quantity in law.quantities.items():
+        value, error = quantity.value(theta), errors[name]
+        interval: intervals.Interval | None = None
+        if draws is not None:
+            drawn = np.array([quantity.value(draw) for draw in draws])
+            error = float(drawn.std(ddof=1)) if len(drawn) > 1 else None
+            interval = (float(np.percentile(drawn, 2.5)), float(np.percentile(drawn, 97.5)))
+        elif units is not None:
+            interval = units.interval(quantity)
+            if not interval[0] <= value <= interval[1]:
+                warnings.append(
+                    f"{name}: robust and least-squares fits disagree; the interval was widened to hold both"
+                )
+                interval = (min(interval[0], value), max(interval[1], value))
+        estimates[name] = Estimate(value, error, interval)
+    return estimates
+
+
+def _score(
+    law: Law, theta: Array, fitted: pd.DataFrame, held: pd.DataFrame, columns: Sequence[str], y: str
+) -> HoldOut | None:
+    if held.empty:
+        return None
+    near, far = _coordinates(law, fitted, columns), _coordinates(law, held, columns)
+    actual = np.log(held[y].to_numpy(dtype=float))
+    error = actual - law.curve(theta, far)[0]
+    closest = ((far[:, None, :] - near[None, :, :]) ** 2).sum(axis=2).argmin(axis=1)
+    guess = np.log(fitted[y].to_numpy(dtype=float))[closest]
+    return HoldOut(len(held), float(np.sqrt(np.mean(error**2))), float(np.sqrt(np.mean((actual - guess) ** 2))))
+
+
+def _isoflop(frame: pd.DataFrame, columns: tuple[str, ...], y: str, exclude: str | None, delta: float) -> Fit:
+    """Approach 2: the optimum of each budget, then a power law through the optima."""
+    table, excluded, warnings = checks.select(frame, ISOFLOP, ("parameters", "flops"), columns, y, exclude, True)
+    optima, notes = fit_isoflop(table, columns[0], columns[1], y)
+    power = fit_law(optima, "power", columns[1], columns[0], delta=delta)
+    names = {"k": power.parameters["b"], "a": power.parameters["c"]}
+    return Fit(
+        law=ISOFLOP, formula="best parameters = k flops^a", x=(columns[1],), y=columns[0], n=len(table),
+        objective=power.objective, delta=delta, parameters=names, tried=power.tried, agreeing=power.agreeing,
+        hold_out=None, excluded=excluded, warnings=(*warnings, *notes, *power.warnings), points=power.points,
+        theta=power.theta, units=power.units,
+    )  # fmt: skip

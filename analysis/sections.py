@@ -1,0 +1,285 @@
+"""The sections of the report: what each says, in words and tables, of the numbers that there are."""
+
+from __future__ import annotations
+
+from html import escape
+
+import pandas as pd
+
+from analysis import page, style
+from analysis.compare import compare_exponents
+from analysis.figures import accuracies
+from analysis.figures_laws import VARIABLES
+from analysis.fit import Fit
+from analysis.page import Column
+from analysis.tables import Tables
+from analysis.throughput import run_rates
+
+Fits = dict[str, tuple[dict[str, Fit], dict[str, str]]]
+"""For each variable, the fits by strategy, and why a strategy has none."""
+
+STRATEGIES = {
+    "ar": "The encoder first learns without labels: it reads an image as a sequence of square groups of patches and "
+    "predicts each next group from those before it. Then it is finetuned to classify.",
+    "mae": "The encoder first learns without labels: most patches are hidden and it fills them in from the few that "
+    "are left (masked autoencoding). Then it is finetuned to classify.",
+    "supervised": "No pretraining: the classifier is trained with labels from random weights.",
+    "scratch": "The control: the finetuning stage alone, from random weights. What pretraining added is the distance "
+    "to this line.",
+}
+RUN_TABLE = (
+    Column("run", "Run", page.code, numeric=False),
+    Column("state", "State", page.state, numeric=False),
+    Column("protocol", "Evaluated by", page.text, numeric=False),
+    Column("top1", "Top-1", page.percent),
+    Column("final_loss", "Last training loss", page.number),
+    Column("parameters", "Parameters", page.count),
+    Column("images_seen", "Images", page.count),
+    Column("total_images_seen", "Images, with ancestors", page.count),
+    Column("total_train_flops", "FLOPs, with ancestors", page.flops),
+    Column("gpu_seconds", "Device time", page.duration),
+    Column("global_batch", "Batch", page.count),
+    Column("config.train.lr", "Learning rate", page.number),
+    Column("config.train.base_lr", "Base learning rate", page.number),
+    Column("config.train.image_size", "Pixels", page.count),
+    Column("precision", "Precision", page.text, numeric=False),
+    Column("engine", "Engine", page.text, numeric=False),
+    Column("device", "Device", page.text, numeric=False),
+    Column("devices", "Devices", page.count),
+    Column("seed", "Seed", page.count),
+    Column("attempt", "Attempts", page.count),
+    Column("notes", "Notes", page.sentence, numeric=False),
+)
+CELL = tuple(
+    Column(name, name.capitalize(), page.text, numeric=False) for name in ("strategy", "encoder", "size", "stage")
+)
+SPEED_TABLE = (
+    *CELL,
+    Column("images_per_second", "Images/s", page.number),
+    Column("tokens_per_second", "Tokens/s", page.count),
+    Column("step_seconds", "Step, s", page.number),
+    Column("data_seconds", "of it waiting for data, s", page.number),
+    Column("mfu", "MFU", page.percent),
+    Column("memory_bytes", "Memory", page.memory),
+    Column("runs", "Runs", page.count),
+)
+EXPONENT_TABLE = (
+    Column("strategy", "Strategy", page.text, numeric=False),
+    Column("n", "Runs", page.count),
+    Column("c", "Exponent", page.number),
+    Column("low", "95 % from", page.number),
+    Column("high", "to", page.number),
+    Column("warnings", "Warnings", page.sentence, numeric=False),
+)
+DIFFERENCE_TABLE = (
+    Column("first", "Strategy", page.text, numeric=False),
+    Column("second", "against", page.text, numeric=False),
+    Column("difference", "Difference", page.number),
+    Column("low", "95 % from", page.number),
+    Column("high", "to", page.number),
+    Column("p_holm", "p (Holm)", page.number),
+)
+EXCLUDED_TABLE = (
+    Column("run", "Run", page.code, numeric=False),
+    *CELL,
+    Column("seed", "Seed", page.count),
+    Column("state", "State", page.state, numeric=False),
+    Column("reason", "Why it is left out", page.sentence, numeric=False),
+)
+
+
+def trained(tables: Tables) -> str:
+    """What the study is: strategies, words, and which of its runs are done."""
+    present = style.strategy_order(tables.runs["strategy"].dropna())
+    glossary = "".join(
+        f'<dt><span class="dot" style="background:{style.hue(name)}"></span>{escape(style.strategy_name(name))}</dt>'
+        f"<dd>{escape(STRATEGIES.get(name, ''))}</dd>"
+        for name in present
+    )
+    missing = unfinished(tables)
+    warning = (
+        f'<p class="note">This study is not finished: {number_of(missing, "run")} of it '
+        f"{'is' if missing == 1 else 'are'} missing from the pictures (see "
+        '<a href="#left-out">what was left out</a>). Everything below is provisional.</p>'
+        if missing
+        else ""
+    )
+    return f"""{warning}<p>Each strategy trains the encoder in another way. One colour stands for one strategy in
+every picture of this page.</p><dl>{glossary}</dl>
+<p>The words: a <b>run</b> is one stage of training in one folder; <b>top-1</b> is the share of test images whose class
+the model names first; <b>FLOPs</b> are the arithmetic operations of training, pretraining included;
+an <b>image seen</b> is one image in one training step, so one image counts each time it returns.</p>
+{_grid(tables)}"""
+
+
+def unfinished(tables: Tables) -> int:
+    """How many planned runs are not in the pictures."""
+    return len(tables.runs) - len(tables.completed) + int((tables.excluded["state"] == "missing").sum())
+
+
+def _grid(tables: Tables) -> str:
+    """Strategy by size: how many of the planned runs are complete."""
+    planned = pd.concat([tables.runs, tables.excluded[tables.excluded["state"] == "missing"]], ignore_index=True)
+    planned = planned[planned["strategy"].notna() & planned["size"].notna()]
+    sizes = style.size_order(planned)
+    rows = []
+    for (strategy, encoder), part in planned.groupby(["strategy", "encoder"], dropna=False):
+        cells = {size: _cell_state(part.loc[part["size"] == size, "state"]) for size in sizes}
+        rows.append({"strategy": style.strategy_name(str(strategy)), "encoder": encoder, "key": strategy, **cells})
+    if not rows:
+        return ""
+    order = style.strategy_order(str(row["key"]) for row in rows)
+    table = pd.DataFrame(rows).sort_values("key", key=lambda column: column.map(order.index), kind="stable")
+    columns = [Column("strategy", "Strategy", page.text, False), Column("encoder", "Encoder", page.text, False)]
+    columns += [Column(size, size, str, False) for size in sizes]
+    return "<h3>State of the study</h3>" + page.table(table, columns)
+
+
+def _cell_state(states: pd.Series) -> str:
+    if states.empty:
+        return "<small>not planned</small>"
+    counts = states.value_counts().sort_index()
+    if list(counts.index) == ["completed"]:
+        return f'<span class="state completed">{number_of(int(counts.iloc[0]), "run")} completed</span>'
+    return " ".join(
+        f'<span class="state {escape(str(name))}">{number} {escape(str(name))}</span>'
+        for name, number in counts.items()
+    )
+
+
+def accuracy(tables: Tables) -> str:
+    """Top-1 by strategy and size, and how far differences may be read."""
+    data = accuracies(tables)
+    if data.empty:
+        return "<p>No completed run has an accuracy yet.</p>"
+    sizes = style.size_order(data)
+    rows = []
+    for (protocol, strategy, encoder), part in data.groupby(["protocol", "strategy", "encoder"], dropna=False):
+        cells = {size: _mean(part.loc[part["size"] == size, "top1"]) for size in sizes}
+        names = {"protocol": protocol, "strategy": style.strategy_name(str(strategy)), "encoder": encoder}
+        rows.append({"key": strategy, **names, **cells})
+    order = style.strategy_order(data["strategy"])
+    table = pd.DataFrame(rows).sort_values("key", key=lambda column: column.map(order.index), kind="stable")
+    columns = [
+        Column("protocol", "Evaluated by", page.text, False),
+        Column("strategy", "Strategy", page.text, False),
+        Column("encoder", "Encoder", page.text, False),
+        *(Column(size, size, str) for size in sizes),
+    ]
+    return page.table(table, columns) + f"<p>{_caution(data)}</p>"
+
+
+def _mean(values: pd.Series) -> str | None:
+    if values.empty:
+        return None
+    if len(values) == 1:
+        return page.percent(values.iloc[0])
+    return f"{page.percent(values.mean())} <small>± {100 * values.std():.1f} over {len(values)} seeds</small>"
+
+
+def _caution(data: pd.DataFrame) -> str:
+    """What differences may be read into the numbers, from the numbers themselves."""
+    seeds = data.groupby(["protocol", "strategy", "encoder", "size"], dropna=False)["seed"].nunique()
+    width = data["half_width"].max()
+    sampling = (
+        f"The finite test split alone makes each accuracy uncertain by up to ±{100 * width:.1f} points (95 %). "
+        if width == width
+        else ""
+    )
+    if seeds.max() == 1:
+        return (
+            "Every number is the last evaluation of one run, never the best of several. "
+            + sampling
+            + "With one seed a "
+            "cell the page cannot tell how much of a difference is due to chance, so small differences rank nothing."
+        )
+    return "Every number is a mean over seeds of each run's last evaluation; ± is the standard deviation. " + sampling
+
+
+def laws(fits: Fits) -> str:
+    """Exponents, their differences, and every warning: a law without its warnings is half a law."""
+    parts = []
+    for against, (found, refused) in fits.items():
+        label = VARIABLES[against][1]
+        rows = [
+            (name, found[name].n, c.value, *(c.interval_95 or (None, None)), "; ".join(found[name].warnings) or None)
+            for name, c in ((name, found[name].parameters["c"]) for name in style.strategy_order(found))
+        ]
+        table = pd.DataFrame(rows, columns=["strategy", "n", "c", "low", "high", "warnings"])
+        if rows:
+            parts.append(f"<h3>Exponents over {label}</h3>{page.table(table, EXPONENT_TABLE)}")
+        if len(found) > 1:
+            pairs = compare_exponents(found)
+            parts.append(f"<h3>Differences of exponents over {label}</h3>{page.table(pairs, DIFFERENCE_TABLE)}")
+        for why in dict.fromkeys(refused.values()):
+            names = [style.strategy_name(name) for name in style.strategy_order(refused) if refused[name] == why]
+            parts.append(f"<p>No law over {label} for {escape(listing(names))}: {escape(why)}.</p>")
+    note = (
+        "<p>Intervals take sizes as the units, not runs: with few sizes they are wide, and that is the finding. "
+        "p (Holm) is the probability of a difference this large by chance, corrected for the number of pairs.</p>"
+    )
+    return "".join(parts) + (note if any(found for found, _ in fits.values()) else "")
+
+
+def speed(tables: Tables) -> str:
+    """Medians of the speed of each kind of run."""
+    keys = ["strategy", "encoder", "size", "stage"]
+    runs = tables.runs[["study", "run", "parameters", *keys]].merge(run_rates(tables.metrics), on=["study", "run"])
+    if runs.empty:
+        return ""
+    groups = runs.groupby(keys, dropna=False)
+    table = groups.median(numeric_only=True)
+    table["runs"] = groups.size()
+    short = tables.metrics.groupby(["study", "run"]).ngroups - len(runs)
+    note = f"<p>Too short for a steady state, so without a speed: {number_of(short, 'run')}.</p>" if short else ""
+    return note + page.table(
+        table.reset_index().sort_values([*keys[:2], "stage", "parameters"]), SPEED_TABLE, tall=True
+    )
+
+
+def runs_and_settings(tables: Tables) -> str:
+    """Every run, what all share and what differs."""
+    runs = tables.runs.sort_values(["study", "stage", "strategy", "encoder", "parameters", "seed"], kind="stable")
+    shown = {column.field for column in RUN_TABLE} | {"config.run", "config.parent"}
+    settings = []
+    for stage, part in runs.groupby("stage"):
+        own = part[[name for name in part if str(name).startswith("config.") and part[name].notna().any()]]
+        shared = {str(name): own[name].iloc[0] for name in own if own[name].nunique(dropna=False) == 1}
+        varying = ", ".join(f"<code>{escape(str(name)[7:])}</code>" for name in own if name not in (*shared, *shown))
+        rows = pd.DataFrame(
+            {"field": [name[7:] for name in shared], "value": [str(value) for value in shared.values()]}
+        )
+        columns = (Column("field", "Setting", page.code, False), Column("value", "Value", page.code, False))
+        settings.append(
+            f"<details><summary>Settings that all {number_of(len(part), f'{stage} run')} share</summary>"
+            f"{page.table(rows, columns, tall=True)}"
+            f"<p>Differing between them: {varying or 'none beyond the table'}.</p></details>"
+        )
+    note = "<p>Pretraining losses of different strategies are different quantities and must not be compared.</p>"
+    return page.table(runs, RUN_TABLE, tall=True) + note + "".join(settings)
+
+
+def left_out(tables: Tables) -> str:
+    """Every exclusion with its reason."""
+    lost = int(tables.runs["lost_records"].sum())
+    torn = int(tables.runs["torn_lines"].sum())
+    words = []
+    if lost:
+        words.append(f"{number_of(lost, 'logged record')} of work that was repeated after a restart")
+    if torn:
+        words.append(f"{number_of(torn, 'line')} torn by an interruption")
+    text = f"<p>From the runs above, {listing(words)} left out.</p>" if words else ""
+    if tables.excluded.empty:
+        return text + "<p>No run was left out: every planned run is complete and in the pictures.</p>"
+    return page.table(tables.excluded, EXCLUDED_TABLE, tall=True) + text
+
+
+def number_of(value: int, thing: str) -> str:
+    """Three runs, one run, 12 runs."""
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return f"{words[value] if value < len(words) else value} {thing}{'' if value == 1 else 's'}"
+
+
+def listing(words: list[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

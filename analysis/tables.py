@@ -1,0 +1,138 @@
+"""The collected tables and how they are stored: parquet for programs, csv for people."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from scaling.errors import UserError
+from scaling.files import atomic_write
+from scaling.rundir import EVALUATION_KEYS, METRIC_KEYS, SUMMARY_KEYS
+
+IDENTITY = ("study", "run")
+RUN_COLUMNS = (
+    *IDENTITY, "state", "attempt", "step", *SUMMARY_KEYS, "top1_error", "precision", "data",
+    "lost_records", "torn_lines", "notes",
+)  # fmt: skip
+EXCLUDED_COLUMNS = (*IDENTITY, "strategy", "encoder", "size", "stage", "seed", "state", "reason")
+SOURCE_COLUMNS = (*IDENTITY, "folder", "fingerprint")
+TEXT = frozenset(
+    (*IDENTITY, "state", "strategy", "encoder", "size", "stage", "parent", "schedule", "protocol", "device", "engine",
+     "precision", "data", "notes", "reason", "dataset", "weights", "folder", "fingerprint")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What stands in a set of run folders.
+
+    runs: one row a run folder, finished or not (`state` says which), the keys of summary.json, and every field of its
+    config.yaml as `config.<field>`. metrics, evaluations: one row a record that counts, lost work taken out.
+    excluded: runs, folders and cells of the study that no curve may use, each with its reason.
+    sources: the folder that each run was read from and the fingerprint of its files, for the next collection.
+    """
+
+    runs: pd.DataFrame
+    metrics: pd.DataFrame
+    evaluations: pd.DataFrame
+    excluded: pd.DataFrame
+    sources: pd.DataFrame
+
+    @property
+    def completed(self) -> pd.DataFrame:
+        """The runs that curves and fits may use."""
+        return self.runs[self.runs["state"] == "completed"]
+
+
+NAMES = tuple(field.name for field in fields(Tables))
+
+
+def frame(rows: Iterable[Mapping[str, object]], columns: Iterable[str]) -> pd.DataFrame:
+    """A table with exactly `columns` first, in that order, then what else the rows bring, in name order."""
+    table = pd.DataFrame(list(rows))
+    columns = list(columns)
+    extra = sorted(set(table.columns) - set(columns))
+    return typed(table.reindex(columns=[*columns, *extra]))
+
+
+def typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Text as strings, numbers as numbers: one type a column, as parquet needs, whatever single files hold."""
+    converted = {}
+    for name in table.columns:
+        column = table[name]
+        if name in TEXT:
+            converted[name] = column.map(_text).astype("str").where(column.notna(), None)
+        elif name in RUN_COLUMNS or name in METRIC_KEYS or name in EVALUATION_KEYS:
+            converted[name] = _numbers(column)
+        else:
+            converted[name] = _settings(column)
+    return pd.DataFrame(converted, index=table.index)
+
+
+def write_tables(tables: Tables, folder: Path, previous: Tables | None = None) -> None:
+    """Writes <name>.parquet and <name>.csv of every table; the same tables give the same bytes.
+
+    Tables equal to those in `previous`, read from the same folder, are left as they are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        if previous is not None and getattr(tables, name).equals(getattr(previous, name)):
+            continue
+        table = pa.Table.from_pandas(getattr(tables, name), preserve_index=False).replace_schema_metadata(None)
+        with atomic_write(folder / f"{name}.parquet") as file:
+            pyarrow.parquet.write_table(table, file, compression="zstd")
+        text = io.BytesIO()
+        pyarrow.csv.write_csv(table, text)
+        with atomic_write(folder / f"{name}.csv") as file:
+            file.write(text.getvalue())
+
+
+def read_tables(folder: Path) -> Tables:
+    """The tables in a folder that `collect` wrote."""
+    missing = [f"{name}.parquet" for name in NAMES if not (folder / f"{name}.parquet").is_file()]
+    if missing:
+        raise UserError("folder", str(folder), "a study folder, or a folder that `armscale collect` wrote",
+                        why=f"it has no {missing[0]}")  # fmt: skip
+    return Tables(**{name: pd.read_parquet(folder / f"{name}.parquet") for name in NAMES})
+
+
+def stored_tables(folder: Path) -> Tables | None:
+    """The tables in `folder`, or None where a file of them is missing."""
+    complete = all((folder / f"{name}.{kind}").is_file() for name in NAMES for kind in ("csv", "parquet"))
+    return read_tables(folder) if complete else None
+
+
+def read_table(path: Path, mapping: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """One csv or parquet table, ours or anybody's; `mapping` renames its columns ({theirs: ours})."""
+    if path.suffix not in (".csv", ".parquet") or not path.is_file():
+        raise UserError("table", str(path), "a file that exists and ends in .csv or .parquet")
+    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    unknown = sorted(set(mapping or {}) - set(table.columns))
+    if unknown:
+        raise UserError("mapping", unknown[0], sorted(table.columns), why="the table has no such column")
+    return table.rename(columns=dict(mapping or {}))
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    return pd.to_numeric(column, errors="coerce").astype("float64")
+
+
+def _text(value: object) -> object:
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _settings(column: pd.Series) -> pd.Series:
+    """A config field: numeric or boolean where every run agrees on that, text otherwise."""
+    present = column.dropna()
+    if not present.empty and all(isinstance(value, bool) for value in present):
+        return column.astype("boolean")
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
+        return column.astype("float64")
+    return column.map(_text).astype("str").where(column.notna(), None)

@@ -1,0 +1,114 @@
+"""How fast the runs were once they ran steadily, how well that scales over devices, and what an accuracy cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.laws import Array
+from analysis.tables import Tables
+from scaling.errors import UserError
+
+RATES = ("images_per_second", "tokens_per_second", "step_seconds", "data_seconds", "mfu", "memory_bytes", "devices")
+WARM_UP = 0.1
+STEADY_RULE = "medians over the logged intervals after the first tenth (at least one) of each attempt"
+IDENTITY_TOLERANCE = 0.05
+RUN = ["study", "run"]
+
+
+def steady(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The records of steady state: each attempt's without its first tenth, and without at least the first.
+
+    The first intervals hold compilation, caches being filled and workers starting.
+    An attempt with a single record has no steady state and gives no row.
+    """
+    attempts = metrics.groupby([*RUN, "attempt"], dropna=False)
+    place, length = attempts.cumcount(), attempts["step"].transform("size")
+    return metrics[place >= (length * WARM_UP).clip(lower=1)]
+
+
+def run_rates(metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row a run: the steady-state median of each rate, and `intervals`, how many records it rests on."""
+    runs = steady(metrics).groupby(RUN)
+    table = runs[list(RATES)].median()
+    table["intervals"] = runs.size()
+    return table.reset_index()
+
+
+def speeds(tables: Tables, seed: int = 0) -> pd.DataFrame:
+    """run_rates with what people compare: one row a run.
+
+    Adds images_per_second_per_device, tokens_per_second_per_device, data_share (of the step spent waiting for data),
+    low and high (95 % bootstrap interval of the median images per second) and `identity`: images per second times
+    seconds a step over global_batch, which is 1 where the log is consistent; `consistent` says within 5 %.
+    """
+    keys = ["strategy", "encoder", "size", "stage", "seed", "engine", "precision", "parameters", "global_batch"]
+    table = tables.runs[[*RUN, *keys]].merge(run_rates(tables.metrics), on=RUN)
+    for name in ("images_per_second", "tokens_per_second"):
+        table[f"{name}_per_device"] = table[name] / table["devices"]
+    table["data_share"] = table["data_seconds"] / table["step_seconds"]
+    records = steady(tables.metrics).groupby(RUN)["images_per_second"]
+    ends = {run: median_interval(values.dropna().to_numpy(), seed) for run, values in records}
+    pairs = [ends[run] for run in zip(table["study"], table["run"], strict=True)]
+    table[["low", "high"]] = np.array(pairs, dtype=float).reshape(-1, 2)
+    table["identity"] = table["images_per_second"] * table["step_seconds"] / table["global_batch"]
+    table["consistent"] = (table["identity"] - 1).abs() <= IDENTITY_TOLERANCE
+    return table
+
+
+def median_interval(values: Array, seed: int = 0, draws: int = 400) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the median; nan without values."""
+    if not len(values):
+        return np.nan, np.nan
+    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def efficiency(
+    table: pd.DataFrame, kind: str, within: Sequence[str] = ("strategy", "encoder", "size", "stage")
+) -> pd.DataFrame:
+    """Rate per device against the smallest number of devices: columns of `within`, devices, rate and efficiency.
+
+    `kind` weak compares runs of one batch per device, strong runs of one global batch. Runs of one cell are medians;
+    cells measured at a single number of devices give no row, as there is nothing to compare.
+    """
+    if kind not in ("weak", "strong"):
+        raise UserError("kind", kind, ("weak", "strong"))
+    batch = table["global_batch"] / table["devices"] if kind == "weak" else table["global_batch"]
+    keys = [*within, "batch"]
+    rate = table.assign(batch=batch).groupby([*keys, "devices"], dropna=False)["images_per_second_per_device"].median()
+    cells = rate.rename("rate").reset_index().sort_values("devices", kind="stable")
+    groups = cells.groupby(keys, dropna=False)
+    cells["efficiency"] = cells["rate"] / groups["rate"].transform("first")
+    return cells[groups["devices"].transform("nunique") > 1].reset_index(drop=True)
+
+
+def cost_to_accuracy(tables: Tables, target: float, price: float = 0.0) -> pd.DataFrame:
+    """What each completed run had spent when its evaluation first reached `target` (top-1, 0 to 1).
+
+    Columns: gpu_hours (ancestors' included), cost at `price` a GPU-hour, images (ancestors' included), reached. A run
+    that never got there has reached False and no number: not reached is an answer. Between evaluations nothing is
+    known, so the first evaluation at or above the target counts.
+    """
+    runs = tables.completed[tables.completed["top1"].notna()]
+    evaluations = tables.evaluations[tables.evaluations["top1"] >= target].sort_values("step", kind="stable")
+    first = evaluations.drop_duplicates([*RUN, "protocol"])[[*RUN, "protocol", "step"]].rename(columns={"step": "at"})
+    last = tables.metrics.groupby(RUN)["step"].max().rename("last").reset_index()
+    table = runs.merge(first, on=[*RUN, "protocol"], how="left").merge(last, on=RUN, how="left")
+    done = (table["at"] / table["last"]).clip(upper=1.0)
+    table["gpu_hours"] = (table["total_gpu_seconds"] - table["gpu_seconds"] * (1 - done)) / 3600
+    table["images"] = table["total_images_seen"] - table["images_seen"] * (1 - done)
+    table["cost"] = table["gpu_hours"] * price
+    table["reached"] = table["at"].notna()
+    keys = [*RUN, "strategy", "encoder", "size", "seed", "protocol", "top1"]
+    return table[[*keys, "reached", "gpu_hours", "cost", "images"]].reset_index(drop=True)
+
+
+def pareto_front(table: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:
+    """The rows that no other beats in both: less `cost` and more `gain`, from cheap to dear."""
+    ordered = table.dropna(subset=[cost, gain]).sort_values([cost, gain], ascending=[True, False], kind="stable")
+    best = ordered[gain].cummax()
+    return ordered[(ordered[gain] == best) & ~best.duplicated()].reset_index(drop=True)

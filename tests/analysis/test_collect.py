@@ -1,0 +1,221 @@
+"""Collecting: what counts, what is left out and why, and that reading again changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
+
+from analysis import collect
+from analysis.collect import collect_runs, update_tables
+from analysis.runfolder import keep_metrics
+from analysis.tables import NAMES, Tables, read_table, read_tables, write_tables
+from scaling.errors import UserError
+from scaling.rundir import CONFIG, EVALUATIONS, METRICS, STATUS, SUMMARY
+from tests.analysis.folders import STEPS, append, evaluation, metric, write_run, write_study
+
+
+def only(tables: Tables, name: str, folder: Path) -> pd.DataFrame:
+    table = getattr(tables, name)
+    return table[table["run"] == folder.name]
+
+
+def test_a_finished_study_gives_every_run_and_excludes_none(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    tables = collect_runs(study)
+    assert len(tables.runs) == len(tables.completed) == 3 * (2 + 2 + 1 + 1)
+    assert len(tables.metrics) == 18 * STEPS // 5
+    assert len(tables.evaluations) == 12
+    assert tables.excluded.empty
+    finetuned = tables.runs[tables.runs["stage"] == "finetune"]
+    summaries = [json.loads((study / run / SUMMARY).read_text()) for run in finetuned["run"]]
+    assert list(finetuned["top1"]) == [summary["top1"] for summary in summaries]
+    assert list(finetuned["top1_error"]) == [1 - summary["top1"] for summary in summaries]
+    assert set(finetuned["config.train.lr"]) == {1e-3}
+    assert set(finetuned["data"]) == {"fashion-mnist"}
+
+
+def test_root_study_and_run_folder_are_all_taken(tmp_path: Path) -> None:
+    first = write_study(tmp_path, "first", strategies=("scratch",))
+    write_study(tmp_path, "second", strategies=("scratch",))
+    assert set(collect_runs(tmp_path).runs["study"]) == {"first", "second"}
+    run = sorted(first.glob("scratch*"))[0]
+    assert list(collect_runs(run).runs["run"]) == [run.name]
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "stopped", "failed", "cancelled", "blocked"])
+def test_unfinished_runs_are_listed_with_their_state_and_not_used(tmp_path: Path, state: str) -> None:
+    study = write_study(tmp_path, strategies=("scratch",))
+    folder = write_run(study, "scratch", "tiny", state=state)
+    tables = collect_runs(study)
+    assert len(only(tables, "metrics", folder)) == STEPS // 5
+    assert folder.name not in set(tables.completed["run"])
+    assert list(only(tables, "excluded", folder)["state"]) == [state]
+
+
+def test_every_damage_is_told_and_none_stops_the_rest(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=("scratch",), seeds=(0, 1, 2))
+    torn_config, torn_summary, no_status, no_config, odd_state, empty = sorted(study.glob("scratch*"))[:6]
+    (torn_config / CONFIG).write_text("strategy: [unclosed")
+    (torn_summary / SUMMARY).write_text('{"top1": 0.')
+    (no_status / STATUS).unlink()
+    (no_config / CONFIG).unlink()
+    (odd_state / STATUS).write_text('{"state": "dancing"}')
+    (empty / METRICS).unlink()
+    (study / "notes").mkdir()
+    tables = collect_runs(study)
+    reasons = tables.excluded.dropna(subset="run").set_index("run")["reason"].to_dict()
+    assert set(reasons) == {folder.name for folder in (torn_config, torn_summary, no_config, odd_state)}
+    assert "config.yaml cannot be read" in reasons[torn_config.name]
+    assert "summary.json is missing or torn" in reasons[torn_summary.name]
+    assert "no config.yaml" in reasons[no_config.name]
+    assert "dancing" in reasons[odd_state.name]
+    assert "status.json is missing" in only(tables, "runs", no_status)["notes"].item()
+    assert only(tables, "metrics", empty).empty
+
+
+def test_a_torn_last_line_is_counted_and_left_out(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=("scratch",), sizes=("pico",))
+    (folder,) = study.glob("scratch*")
+    with (folder / METRICS).open("a") as file:
+        file.write('{"step": 45, "lo')
+    tables = collect_runs(study)
+    assert len(tables.metrics) == STEPS // 5
+    assert tables.runs["torn_lines"].item() == 1
+    assert "1 torn line in metrics.jsonl" in tables.runs["notes"].item()
+
+
+def test_the_highest_attempt_wins_and_the_rest_is_lost_work(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=("scratch",), sizes=("pico",))
+    (folder,) = study.glob("scratch*")
+    append(folder / METRICS, *(metric("scratch", "pico", "finetune", 9, step, attempt=2) for step in (30, 35, 40)))
+    append(folder / EVALUATIONS, evaluation(0.5, attempt=2), evaluation(0.4, step=20, attempt=2))
+    tables = collect_runs(study)
+    assert list(tables.metrics["step"]) == list(range(5, STEPS + 1, 5))
+    assert list(tables.metrics["attempt"]) == [1] * 5 + [2] * 3
+    assert tables.runs["lost_records"].item() == 3
+    assert dict(zip(tables.evaluations["step"], tables.evaluations["top1"], strict=True)) == {20: 0.4, 40: 0.5}
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 30)), max_size=40))
+def test_what_is_kept_is_one_record_a_step_of_attempts_that_never_fall(lines: list[tuple[int, int]]) -> None:
+    records = [{"attempt": attempt, "step": step, "line": line} for line, (attempt, step) in enumerate(lines)]
+    kept, lost = keep_metrics(records)
+    assert lost + len(kept) == len(records)
+    steps, attempts = [record["step"] for record in kept], [record["attempt"] for record in kept]
+    assert steps == sorted(set(steps))
+    assert attempts == sorted(attempts)
+    if records:
+        highest = max(attempt for attempt, _ in lines)
+        assert {step for attempt, step in lines if attempt == highest} == {
+            record["step"] for record in kept if record["attempt"] == highest
+        }
+
+
+def test_cells_without_a_folder_are_missing_unless_the_study_excludes_them(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=("ar", "scratch"), sizes=("pico", "nano"), seeds=(0, 1))
+    text = (study / "study.yaml").read_text() + "exclude:\n- {strategy: scratch, seed: [1, 2]}\n"
+    (study / "study.yaml").write_text(text)
+    for folder in [*study.glob("ar-*-nano-*-s1-*"), *study.glob("scratch-*-s1-*")]:
+        folder.rename(tmp_path / folder.name)
+    missing = collect_runs(study).excluded
+    assert missing[["strategy", "size", "seed", "state"]].to_numpy().tolist() == [["ar", "nano", 1.0, "missing"]]
+
+
+def test_written_tables_read_back_and_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
+    tables = collect_runs(write_study(tmp_path))
+    for output in ("one", "two"):
+        write_tables(tables, tmp_path / output)
+    back = read_tables(tmp_path / "one")
+    for name in NAMES:
+        assert_frame_equal(getattr(back, name), getattr(tables, name))
+        for kind in ("csv", "parquet"):
+            path = Path("one") / f"{name}.{kind}"
+            assert (tmp_path / path).read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    assert len(pd.read_csv(tmp_path / "one" / "metrics.csv")) == len(tables.metrics)
+
+
+def test_collecting_again_reads_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = write_study(tmp_path, seeds=(0, 1))
+    first = collect_runs(study)
+    read: list[str] = []
+    real = collect.read_run
+
+    def counting(folder: Path, name: str) -> collect.RunFolder:
+        read.append(folder.name)
+        return real(folder, name)
+
+    monkeypatch.setattr(collect, "read_run", counting)
+    collect_runs(study, first)
+    assert read == []
+    changed, removed, *_ = sorted(study.glob("ar-*"))
+    append(changed / METRICS, metric("ar", "micro", "finetune", 0, 45))
+    (removed / CONFIG).unlink()
+    for path in removed.iterdir():
+        path.unlink()
+    removed.rmdir()
+    added = write_run(study, "supervised", "tiny", state="running")
+    again = collect_runs(study, first)
+    assert set(read) == {changed.name, added.name}
+    fresh = collect_runs(study)
+    for field in fields(Tables):
+        assert_frame_equal(getattr(again, field.name), getattr(fresh, field.name), check_like=True)
+
+
+def test_updating_writes_only_the_tables_that_changed(tmp_path: Path) -> None:
+    study, folder = write_study(tmp_path, strategies=("scratch",)), tmp_path / "tables"
+    update_tables(study, folder)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    update_tables(study, folder)
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    append(next(study.glob("scratch*")) / EVALUATIONS, evaluation(0.9, step=20))
+    update_tables(study, folder)
+    changed = {path.stem for path in folder.iterdir() if path.stat().st_mtime_ns != before[path.name]}
+    assert changed == {"evaluations", "sources"}
+    (folder / "runs.csv").unlink()
+    update_tables(study, folder)
+    assert (folder / "runs.csv").is_file()
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=("scratch",), seeds=tuple(range(24)))
+    alone, together = collect_runs(study), collect_runs(study, workers=2)
+    for name in NAMES:
+        assert_frame_equal(getattr(alone, name), getattr(together, name))
+
+
+def test_config_fields_of_mixed_types_become_text(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=("scratch",), sizes=("pico", "nano"))
+    first, second = sorted(study.glob("scratch*"))
+    (first / CONFIG).write_text((first / CONFIG).read_text() + "extra: 3\n")
+    (second / CONFIG).write_text((second / CONFIG).read_text() + "extra: three\n")
+    tables = collect_runs(study)
+    assert sorted(tables.runs["config.extra"]) == ["3", "three"]
+    write_tables(tables, tmp_path / "tables")
+
+
+def test_a_plain_csv_with_a_mapping(tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("N,err\n1e6,0.5\n1e7,0.4\n")
+    table = read_table(tmp_path / "points.csv", {"N": "parameters", "err": "top1_error"})
+    assert list(table.columns) == ["parameters", "top1_error"]
+    assert math.isclose(table["parameters"].sum(), 1.1e7)
+    with pytest.raises(UserError, match="no such column"):
+        read_table(tmp_path / "points.csv", {"M": "parameters"})
+    with pytest.raises(UserError, match="exists"):
+        read_table(tmp_path / "absent.csv")
+
+
+def test_places_without_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a folder of studies"):
+        collect_runs(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"a run has a config\.yaml"):
+        collect_runs(tmp_path)
+    with pytest.raises(UserError, match="armscale collect"):
+        read_tables(tmp_path)

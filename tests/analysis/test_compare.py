@@ -1,0 +1,111 @@
+"""Comparisons of fits against t tests, known crossings and known corrections."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from analysis.compare import choose_form, compare_exponents, find_crossing, holm, roll_out
+from analysis.fit import Fit, fit_groups, fit_law
+from scaling.errors import UserError
+
+SIZES = np.array([1e6, 3e6, 1e7, 3e7, 1e8])
+
+
+def study(exponents: dict[str, float], shared: float = 0.0, own: float = 0.01, seed: int = 0) -> pd.DataFrame:
+    """Three seeds a size; `shared` noise moves all strategies together, `own` each alone."""
+    generator, rows = np.random.default_rng(seed), []
+    common = generator.normal(0, shared, (5, 3))
+    for strategy, exponent in exponents.items():
+        log_y = np.log(20) + exponent * np.log(SIZES)[:, None] + common + generator.normal(0, own, (5, 3))
+        rows += [(strategy, SIZES[i], k, np.exp(log_y[i, k])) for i in range(5) for k in range(3)]
+    return pd.DataFrame(rows, columns=["strategy", "x", "seed", "y"])
+
+
+def fits(table: pd.DataFrame, law: str = "power") -> dict[str, Fit]:
+    return fit_groups(table, "strategy", law, "x", "y")
+
+
+def test_paired_difference_of_power_laws_is_the_t_test_of_log_ratios() -> None:
+    table = study({"ar": -0.25, "mae": -0.22}, shared=0.03)
+    row = compare_exponents(fits(table), paired=True).iloc[0]
+    means = np.log(table["y"]).groupby([table["strategy"], table["x"]]).mean().unstack(0)
+    line = scipy.stats.linregress(np.log(means.index), means["ar"] - means["mae"])
+    half = scipy.stats.t.ppf(0.975, 3) * line.stderr
+    assert row["difference"] == pytest.approx(line.slope, abs=1e-8)
+    assert (row["low"], row["high"]) == pytest.approx((line.slope - half, line.slope + half), abs=1e-5)
+    assert row["p"] == pytest.approx(line.pvalue, rel=1e-3)
+
+
+def test_pairing_by_seed_narrows_what_is_shared() -> None:
+    table = study({"ar": -0.25, "mae": -0.22}, shared=0.05, own=0.003)
+    alone, paired = (compare_exponents(fits(table), paired=flag).iloc[0] for flag in (False, True))
+    assert paired["high"] - paired["low"] < 0.3 * (alone["high"] - alone["low"])
+
+
+def test_differences_of_equal_exponents_cover_zero_as_often_as_they_say() -> None:
+    inside = 0
+    for seed in range(40):
+        row = compare_exponents(fits(study({"ar": -0.25, "mae": -0.25}, seed=seed))).iloc[0]
+        inside += row["low"] < 0 < row["high"]
+    assert inside >= 35
+
+
+def test_holm_is_the_step_down_rule() -> None:
+    assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm(np.array([0.5, 0.9])) == pytest.approx([1.0, 1.0])
+    table = compare_exponents(fits(study({"ar": -0.25, "mae": -0.22, "supervised": -0.18})))
+    assert len(table) == 3
+    assert (table["p_holm"] >= table["p"]).all()
+
+
+def test_curves_cross_where_they_were_made_to() -> None:
+    table = study({"ar": -0.25, "mae": -0.25}, own=1e-3)
+    tilt = (table["x"] / 2e7) ** -0.08
+    table["y"] *= np.where(table["strategy"] == "ar", tilt, 1.0)
+    found = fits(table)
+    crossing = find_crossing(found["ar"], found["mae"])
+    assert crossing.at == pytest.approx(2e7, rel=0.1)
+    assert crossing.interval_95 is not None
+    assert crossing.interval_95[0] < 2e7 < crossing.interval_95[1]
+
+
+def test_curves_that_never_meet_have_no_crossing_and_close_ones_an_open_one() -> None:
+    apart = study({"ar": -0.25, "mae": -0.25}, own=1e-3)
+    apart.loc[apart["strategy"] == "ar", "y"] *= 2
+    found = fits(apart)
+    assert find_crossing(found["ar"], found["mae"]).at is None
+    crossings = []
+    for seed in range(6):
+        near = fits(study({"ar": -0.25, "mae": -0.25}, own=0.02, seed=seed))
+        crossings.append(find_crossing(near["ar"], near["mae"]))
+    met = [crossing.interval_95 for crossing in crossings if crossing.interval_95 is not None]
+    assert met
+    assert all(low == 0 or high == math.inf for low, high in met)
+    with pytest.raises(UserError, match="same y over the same single x"):
+        find_crossing(found["ar"], fit_law(apart.assign(z=apart["y"]), "power", "x", "z"))
+
+
+def test_the_form_that_made_the_data_extrapolates_best_and_the_baseline_is_shown() -> None:
+    x = np.geomspace(1e6, 1e9, 12)
+    table = pd.DataFrame({"x": x, "y": 0.3 + 20 * x**-0.25})
+    ranking = choose_form(table, ("power", "power-floor", "m3"), "x", "y", hold_out="x > 2e8")
+    assert set(ranking["law"]) == {"power", "power-floor", "m3", "nearest point"}
+    errors = ranking.set_index("law")["log_rmse"]
+    assert errors["power-floor"] < 1e-5
+    assert errors["power-floor"] < errors["power"] < errors["nearest point"]
+    few = choose_form(table.head(6), ("power", "broken-power"), "x", "y", hold_out="x > 2e7")
+    assert "distinct x" in few.set_index("law").loc["broken-power", "refused"]
+
+
+def test_rolling_out_predicts_each_larger_size_from_the_smaller() -> None:
+    table = study({"ar": -0.25}, own=1e-3)
+    rolled = roll_out(table, "power", "x", "y")
+    assert list(rolled["fitted_to"]) == pytest.approx([1e7, 1e7, 3e7])
+    assert list(rolled["x"]) == pytest.approx([3e7, 1e8, 1e8])
+    assert np.abs(rolled["log_error"]).max() < 0.02
+    assert ((rolled["low"] < rolled["y"]) & (rolled["y"] < rolled["high"])).all()

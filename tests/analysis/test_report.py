@@ -1,0 +1,110 @@
+"""The report: finished and half-finished studies, the same bytes each time, and how a browser sees the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.report import write_report
+from scaling.errors import UserError
+from scaling.rundir import STATUS, SUMMARY
+from tests.analysis.folders import write_run, write_study
+from tests.conftest import need
+
+PICTURES = {"accuracy_parameters", "accuracy_flops", "throughput", "loss_pretraining", "loss_finetuning",
+            "law_parameters", "law_flops", "exponents_parameters", "exponents_flops", "cost"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study with its report."""
+    study = write_study(tmp_path_factory.mktemp("finished"), seeds=(0, 1))
+    assert write_report(study) == study / "report" / "index.html"
+    return study
+
+
+def test_every_picture_has_its_three_files_and_stands_in_the_page(finished: Path) -> None:
+    text = (finished / "report" / "index.html").read_text()
+    files = {path.name for path in (finished / "report" / "figures").iterdir()}
+    assert {f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg", "csv")} <= files
+    assert set(re.findall(r'<figure id="(\w+)"', text)) == {
+        name.removesuffix(".csv") for name in files if "csv" in name
+    }
+    assert text.count("data:image/svg+xml;base64,") == len(files) / 3
+    assert not re.search(r'(src|href)="(https?:)?//', text)
+    assert "36 of 36" in text
+    drawn = pd.read_csv(finished / "report" / "figures" / "accuracy_parameters.csv")
+    summaries = {path.parent.name: json.loads(path.read_text()) for path in finished.glob(f"*finetune*/{SUMMARY}")}
+    assert {row.run: row.top1 for row in drawn.itertuples()} == {
+        run: pytest.approx(summary["top1"]) for run, summary in summaries.items()
+    }
+
+
+def test_the_same_tables_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    write_report(finished / "tables", tmp_path)
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
+    assert len(files) > 15
+    for path in files:
+        assert (tmp_path / path).read_bytes() == (finished / "report" / path).read_bytes(), path
+
+
+def test_a_half_finished_study_is_provisional_and_names_what_is_missing(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    text = (study / "study.yaml").read_text().replace("- micro", "- micro\n  - tiny")
+    (study / "study.yaml").write_text(text)
+    failed = write_run(study, "supervised", "tiny", state="failed")
+    (failed / STATUS).write_text(json.dumps({"state": "failed", "error": "out of memory on <device 0>"}))
+    page = write_report(study).read_text()
+    assert "provisional" in page
+    assert "failed: out of memory on &lt;device 0&gt;" in page
+    assert page.count("but has no run folder") == 3
+    assert failed.name not in (study / "report" / "figures" / "accuracy_parameters.csv").read_text()
+
+
+def test_a_study_without_any_result_still_has_a_page(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=())
+    (study / "study.yaml").write_text("name: small\naxes: {strategy: [ar], size: [pico]}\n")
+    page = write_report(study).read_text()
+    assert "No picture can be drawn yet" in page
+    write_run(study, "ar", "pico", "pretrain", state="queued")
+    assert "queued, not completed" in write_report(study).read_text()
+
+
+def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a study folder, or a folder that `armscale collect` wrote"):
+        write_report(tmp_path)
+
+
+PROBE = """<script>
+addEventListener("load", () => { const images = [...document.images];
+document.body.dataset.probe = JSON.stringify({ images: images.length,
+  loaded: images.filter((image) => image.naturalWidth > 100).length,
+  width: document.documentElement.scrollWidth, text: Math.min(...[...document.querySelectorAll("td, p, figcaption")]
+    .map((element) => parseFloat(getComputedStyle(element).fontSize))) }); });
+</script></body>"""
+
+
+@pytest.mark.browser
+def test_a_browser_shows_every_image_without_an_error_at_1280_pixels(finished: Path, tmp_path: Path) -> None:
+    need("browser", shutil.which("chromium") is not None, "chromium is not installed")
+    index = tmp_path / "index.html"
+    index.write_text((finished / "report" / "index.html").read_text().replace("</body>", PROBE))
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        "--enable-logging=stderr", "--window-size=1280,2000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+        index.as_uri(),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in result.stderr
+    probe = re.search(r'data-probe="([^"]*)"', result.stdout)
+    assert probe is not None
+    seen = json.loads(probe[1].replace("&quot;", '"'))
+    assert seen["images"] == seen["loaded"] >= len(PICTURES)
+    assert seen["width"] <= 1280
+    assert seen["text"] >= 12

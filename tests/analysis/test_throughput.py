@@ -1,0 +1,86 @@
+"""Throughput against numbers that are known because the logs were made so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.collect import collect_runs
+from analysis.tables import Tables
+from analysis.throughput import cost_to_accuracy, efficiency, median_interval, pareto_front, run_rates, speeds, steady
+from scaling.errors import UserError
+from scaling.rundir import EVALUATIONS
+from tests.analysis.folders import BATCH, STEPS, append, evaluation, metric, write_study
+
+
+@pytest.fixture
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    study = write_study(tmp_path_factory.mktemp("runs"), strategies=("ar", "scratch"), sizes=("pico", "nano"))
+    for folder in study.glob("*finetune*"):
+        append(folder / EVALUATIONS, evaluation(0.5, step=10), evaluation(0.7, step=20))
+    return collect_runs(study)
+
+
+def test_steady_state_drops_the_first_tenth_of_each_attempt() -> None:
+    records = [metric("ar", "pico", "pretrain", 0, step, attempt=1) for step in range(5, 205, 5)]
+    records += [metric("ar", "pico", "pretrain", 0, step, attempt=2) for step in range(205, 225, 5)]
+    metrics = pd.DataFrame(records).assign(study="s", run="r")
+    assert list(steady(metrics).groupby("attempt")["step"].min()) == [25, 210]
+    rates = run_rates(metrics)
+    assert rates["intervals"].item() == 36 + 3
+    assert rates["step_seconds"].item() == pytest.approx(0.2)
+    assert rates["images_per_second"].item() == pytest.approx(256 / 0.2)
+
+
+def test_speeds_are_per_device_and_check_themselves(tables: Tables) -> None:
+    table = speeds(tables)
+    assert table["identity"].to_numpy() == pytest.approx(1.0)
+    assert table["consistent"].all()
+    assert table["data_share"].to_numpy() == pytest.approx(0.1)
+    pico = table[table["size"] == "pico"]
+    assert pico["images_per_second_per_device"].to_numpy() == pytest.approx(BATCH / 0.2)
+    assert ((table["low"] <= table["images_per_second"]) & (table["images_per_second"] <= table["high"])).all()
+    tables.metrics["images_per_second"] *= 1.2
+    assert not speeds(tables)["consistent"].any()
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    generator = np.random.default_rng(0)
+    inside = 0
+    for seed in range(100):
+        low, high = median_interval(generator.normal(5, 1, 41), seed)
+        inside += low <= 5 <= high
+    assert 88 <= inside <= 100
+
+
+def test_weak_and_strong_efficiency() -> None:
+    measured = ((1, 100, 100), (2, 96, 90), (4, 90, 70))
+    rows = [(devices, batch, rate) for devices, weak, strong in measured
+            for batch, rate in ((64 * devices, weak), (1000, strong))]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["devices", "global_batch", "images_per_second_per_device"])
+    table = table.assign(strategy="ar", encoder="mamba", size="tiny", stage="pretrain")
+    weak = efficiency(table, "weak")
+    assert dict(zip(weak["devices"], weak["efficiency"], strict=True)) == pytest.approx({1: 1.0, 2: 0.96, 4: 0.9})
+    strong = efficiency(table, "strong")
+    assert dict(zip(strong["devices"], strong["efficiency"], strict=True)) == pytest.approx({1: 1.0, 2: 0.9, 4: 0.7})
+    assert efficiency(table.head(1), "weak").empty
+    with pytest.raises(UserError, match="weak, strong"):
+        efficiency(table, "sideways")
+
+
+def test_cost_to_an_accuracy_counts_ancestors_and_says_when_it_was_not_reached(tables: Tables) -> None:
+    table = cost_to_accuracy(tables, 0.6, price=2.0).set_index(["strategy", "size"])
+    assert table["reached"].all()
+    assert table.loc[("scratch", "pico"), "gpu_hours"] == pytest.approx(60 * 20 / STEPS / 3600)
+    assert table.loc[("ar", "pico"), "gpu_hours"] == pytest.approx((60 + 60 * 20 / STEPS) / 3600)
+    assert table.loc[("ar", "pico"), "images"] == pytest.approx((STEPS + 20) * BATCH)
+    assert (table["cost"] == 2 * table["gpu_hours"]).all()
+    never = cost_to_accuracy(tables, 0.99)
+    assert not never["reached"].any()
+    assert never["gpu_hours"].isna().all()
+
+
+def test_the_pareto_front_holds_what_nothing_beats() -> None:
+    table = pd.DataFrame({"hours": [1, 2, 3, 3, 4, 5], "top1": [0.5, 0.4, 0.7, 0.6, 0.7, 0.9]})
+    assert pareto_front(table, "hours", "top1").to_numpy().tolist() == [[1, 0.5], [3, 0.7], [5, 0.9]]
