@@ -1,21 +1,13 @@
-"""The config of one run: dataclasses merged as defaults < YAML < key=value, checked before any work starts."""
+"""The config of one run: frozen dataclasses, whose defaults are the official recipe, and what follows from them."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from data.config import Augmentation
-from models.config import ENCODERS, ARConfig, EncoderConfig, MAEConfig, ObjectiveConfig, SupervisedConfig
-from models.config import check as check_model
+from models.config import ARConfig, EncoderConfig, MAEConfig, ObjectiveConfig, SupervisedConfig
 from models.ladder import SIZES
-from scaling.errors import UserError
 
 SCHEMA = 1
 """Version of these defaults. A run's identity hashes what differs; a changed default needs a new version."""
@@ -185,147 +177,6 @@ class RunConfig:
                 classes=classes, pooling=self.train.pooling, head_std=2e-5 if self.parent is not None else 0.02
             )
         return self.ar if self.strategy == "ar" else self.mae
-
-
-def merge(schema: Any, given: Any, overrides: list[str] | None = None) -> Any:
-    """An object of the dataclass `schema` (an instance gives the defaults) with `given` and key=value laid over it.
-
-    Unknown keys and values of the wrong type raise UserError naming them.
-    """
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(given))
-    except OmegaConfBaseException as error:
-        raise _explained(error, schema) from None
-    for override in overrides or []:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise UserError("argument", override, "key=value, as in train.lr=1e-3")
-        try:
-            change = OmegaConf.create({})
-            OmegaConf.update(change, key, yaml.safe_load(value))
-            merged = OmegaConf.merge(merged, change)
-        except OmegaConfBaseException as error:
-            raise _explained(error, schema) from None
-        except yaml.YAMLError:
-            raise UserError(key, value, "a YAML value") from None
-    return OmegaConf.to_object(merged)
-
-
-def _explained(error: OmegaConfBaseException, schema: Any) -> UserError:
-    """OmegaConf's error as ours: which key, what it was, what could stand there."""
-    name = error.full_key or error.key or "config"
-    valid = _valid_keys(schema, str(name))
-    message = str(error.msg or error).splitlines()[0]
-    if valid and str(name).rpartition(".")[2] not in valid:
-        return UserError("field", str(name), valid, why="no such field")
-    return UserError(str(name), error.value if error.value is not None else "", message)
-
-
-def _valid_keys(schema: Any, name: str) -> list[str]:
-    """The fields of the section that `name` (dotted) lies in."""
-    node: Any = schema() if isinstance(schema, type) else schema
-    for part in name.split(".")[:-1]:
-        node = getattr(node, part, None)
-    return [item.name for item in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError("file", str(path), "a readable YAML file", why=error.strerror or "") from None
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError("file", str(path), "YAML", why=" ".join(str(error).split())) from None
-    if not isinstance(value, dict):
-        raise UserError("file", str(path), "a mapping of fields at its top")
-    return value
-
-
-def load_run(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """The run config in `path` with key=value overrides, checked."""
-    given = load_yaml(path)
-    stage = choice("stage", given.get("stage", "pretrain"), STAGES)
-    config: RunConfig = merge(
-        dataclasses.replace(RunConfig(), stage=stage, train=STAGE_DEFAULTS[stage]), given, overrides
-    )
-    if config.schema != SCHEMA:
-        raise UserError("schema", config.schema, str(SCHEMA), why="written by another version of armscale")
-    check(config)
-    return config
-
-
-def dump(config: Any) -> str:
-    """YAML of a config, every field in the order of its dataclass."""
-    tree = OmegaConf.to_container(DictConfig(OmegaConf.structured(config)))
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-
-
-def choice(name: str, value: Any, valid: Any) -> Any:
-    """`value` if it is one of `valid`."""
-    if value not in valid:
-        raise UserError(name, value, valid)
-    return value
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UserError(name, value, f"from {low:g} to {high:g}")
-
-
-def check(config: RunConfig) -> None:
-    """Raises UserError for the first field that cannot work, before anything is started."""
-    choice("strategy", config.strategy, STRATEGIES)
-    choice("encoder", config.encoder, ENCODERS)
-    choice("size", config.size, tuple(SIZES))
-    choice("stage", config.stage, STAGES)
-    choice("purpose", config.purpose, PURPOSES)
-    choice("engine", config.engine, ENGINES)
-    choice("precision", config.precision, PRECISIONS)
-    if config.stage == "pretrain" and config.strategy not in ("ar", "mae"):
-        raise UserError("stage", config.stage, ("finetune",), why=f"strategy {config.strategy} has no pretraining")
-    if config.fsdp.replicas < 1:
-        raise UserError("fsdp.replicas", config.fsdp.replicas, "numbers above 0")
-    _check_train(config.train, config.stage)
-    try:
-        check_model(config.encoder_config(), config.objective_config(classes=2))
-    except UserError as error:
-        section = _section(config, error.field)
-        raise UserError(f"{section}.{error.field}", error.value, error.valid, error.why) from None
-
-
-def _section(config: RunConfig, name: str) -> str:
-    """The section of a study in which the field `name` of a model stands."""
-    if hasattr(config.model, name):
-        return "model"
-    return config.stage if hasattr(config.train, name) else config.strategy
-
-
-def _check_train(train: TrainConfig, stage: str) -> None:
-    """The fields of one stage section, named as they stand in a study."""
-    if (train.images is None) == (train.epochs is None):
-        both = {"images": train.images, "epochs": train.epochs}
-        raise UserError(f"{stage}.images", both, "exactly one of images and epochs")
-    if (train.lr is None) == (train.base_lr is None):
-        raise UserError(f"{stage}.lr", {"lr": train.lr, "base_lr": train.base_lr}, "exactly one of lr and base_lr")
-    for name in ("images", "epochs", "global_batch", "micro_batch", "lr", "base_lr", "eval_batch", "log_every"):
-        value = getattr(train, name)
-        if value is not None and value <= 0:
-            raise UserError(f"{stage}.{name}", value, "numbers above 0")
-    if train.images is not None and train.images < train.global_batch:
-        raise UserError(f"{stage}.images", train.images, f"at least one global_batch ({train.global_batch})")
-    if train.micro_batch is not None and train.global_batch % train.micro_batch:
-        raise UserError(f"{stage}.micro_batch", train.micro_batch, f"divisors of global_batch ({train.global_batch})")
-    for name in ("warmup", "ema", "layer_decay"):
-        _between(f"{stage}.{name}", getattr(train, name), 0.0, 1.0)
-    choice(f"{stage}.schedule", train.schedule, SCHEDULES)
-    try:
-        augmentation(train)
-    except UserError as error:
-        name = error.field.removeprefix("augmentation.")
-        raise UserError(f"{stage}.{'crop_scale' if name == 'scale' else name}", error.value, error.valid) from None
 
 
 def augmentation(train: TrainConfig) -> Augmentation:

@@ -21,9 +21,8 @@ from models.config import MAEConfig
 from models.initialize import initialize
 from models.transfer import transfer
 from scaling import checkpoint, files, rundir
-from scaling import config as configuration
 from scaling.attempt import Attempt, Superseded, write_status
-from scaling.config import RunConfig, stage_images
+from scaling.config import RunConfig, augmentation, stage_images
 from scaling.cost import Cost, cost
 from scaling.engines import build_engine
 from scaling.engines.base import Engine
@@ -32,6 +31,7 @@ from scaling.errors import UserError
 from scaling.evaluate import evaluate
 from scaling.inputs import InputPipeline
 from scaling.metrics import Records
+from scaling.reading import dump
 from scaling.stop import Stopped, StopRequest
 from scaling.study import identity
 from scaling.study.plan import require_split
@@ -74,7 +74,7 @@ class Run:
         config = self.config
         stream = open_stream(
             split_folder(config.data.shards, "train"),
-            configuration.augmentation(config.train),
+            augmentation(config.train),
             global_batch=config.train.global_batch,
             micro_batch=self.micro_batch,
             seed=config.seed,
@@ -92,7 +92,7 @@ class Run:
         return iter(
             open_evaluation(
                 split_folder(config.data.shards, "test"),
-                configuration.augmentation(config.train),
+                augmentation(config.train),
                 batch=config.train.eval_batch,
                 rank=rank.rank,
                 ranks=rank.ranks,
@@ -193,7 +193,7 @@ def claim(config: RunConfig, folder: Path, rank: Rank) -> Attempt:
         number += attempt.number
         (folder / rundir.LOGS).mkdir(exist_ok=True)
         named = dataclasses.replace(config, run=folder.name)
-        files.write_text(folder / rundir.CONFIG, configuration.dump(named))
+        files.write_text(folder / rundir.CONFIG, dump(named))
         files.write_json(folder / rundir.ENVIRONMENT, described)
         attempt.set_status("running")
     if rank.ranks > 1:

@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scaling.config import load_yaml, merge
 from scaling.errors import UserError
+from scaling.reading import load_yaml, merge
 
 
 @dataclass(frozen=True)

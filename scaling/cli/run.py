@@ -18,7 +18,7 @@ def run(
     root: Annotated[Path, typer.Option(help="Where run folders go.")] = Path(DEFAULT_ROOT),
 ) -> None:
     """Train, evaluate and sum up one run: alone, under torchrun, or as a Slurm task. Resumes what was interrupted."""
-    from scaling.config import load_run
+    from scaling.reading import load_run
     from scaling.run import execute, run_folder
     from scaling.stop import EXIT_STOPPED, Stopped
 

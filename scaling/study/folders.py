@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from scaling import config as configuration
 from scaling import files, rundir
 from scaling.attempt import write_status
+from scaling.reading import dump
 from scaling.study.plan import Plan
 
 
@@ -25,5 +25,5 @@ def write_folders(plan: Plan, root: Path) -> Path:
             continue
         run.mkdir(parents=True, exist_ok=True)
         write_status(run, "planned")
-        files.write_text(run / rundir.CONFIG, configuration.dump(row.config))
+        files.write_text(run / rundir.CONFIG, dump(row.config))
     return folder

@@ -10,15 +10,27 @@ from typing import Any
 
 from models.config import ENCODERS, ARConfig, MAEConfig
 from models.ladder import SIZES
-from scaling import config as configuration
-from scaling.config import DataConfig, FSDPConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig, choice
+from scaling.checks import check, choice
+from scaling.config import (
+    FINETUNE,
+    PRETRAIN,
+    PURPOSES,
+    STRATEGIES,
+    DataConfig,
+    FSDPConfig,
+    ModelConfig,
+    ResourcesConfig,
+    RunConfig,
+    TrainConfig,
+)
 from scaling.errors import UserError
+from scaling.reading import load_yaml, merge
 from scaling.rundir import STUDY
 from scaling.study import identity
 
 PACKAGED = Path(__file__).resolve().parent.parent / "studies"
 KEYS = ("name", "purpose", "data", "defaults", "axes", "rules", "exclude", "match", "resources")
-NAMED_AXES = {"strategy": configuration.STRATEGIES, "encoder": ENCODERS, "size": tuple(SIZES)}
+NAMED_AXES = {"strategy": STRATEGIES, "encoder": ENCODERS, "size": tuple(SIZES)}
 STAGES_OF = {"ar": ("pretrain", "finetune"), "mae": ("pretrain", "finetune")}
 
 
@@ -38,8 +50,8 @@ class CellConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     ar: ARConfig = field(default_factory=ARConfig)
     mae: MAEConfig = field(default_factory=MAEConfig)
-    pretrain: TrainConfig = configuration.PRETRAIN
-    finetune: TrainConfig = configuration.FINETUNE
+    pretrain: TrainConfig = PRETRAIN
+    finetune: TrainConfig = FINETUNE
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
 
@@ -71,7 +83,7 @@ def find_study(name: str, root: Path) -> Path:
 
 def load_study(path: Path) -> Study:
     """The study in `path`; UserError names the first thing in it that is not valid."""
-    given = configuration.load_yaml(path)
+    given = load_yaml(path)
     for key in given:
         choice("field", key, KEYS)
     for key in ("name", "data", "axes"):
@@ -92,8 +104,8 @@ def load_study(path: Path) -> Study:
             raise UserError(f"rules[{number}]", rule, "a mapping with when and set")
     return Study(
         name=name,
-        purpose=choice("purpose", given.get("purpose", "accuracy"), configuration.PURPOSES),
-        data=configuration.merge(DataConfig, _expect(given, "data", dict)),
+        purpose=choice("purpose", given.get("purpose", "accuracy"), PURPOSES),
+        data=merge(DataConfig, _expect(given, "data", dict)),
         defaults=_expect(given, "defaults", dict),
         axes=axes,
         rules=rules,
@@ -147,12 +159,12 @@ def cells(study: Study) -> list[CellConfig]:
         point = {"strategy": "ar", "encoder": "mamba", "size": "base", "seed": 0} | axis
         if any(_matches(when, point, "exclude") for when in study.exclude):
             continue
-        config: CellConfig = configuration.merge(CellConfig, nested({"resources": study.resources}))
-        config = configuration.merge(config, nested(study.defaults))
-        config = configuration.merge(config, nested(axis))
+        config: CellConfig = merge(CellConfig, nested({"resources": study.resources}))
+        config = merge(config, nested(study.defaults))
+        config = merge(config, nested(axis))
         for number, rule in enumerate(study.rules):
             if _matches(rule["when"], point, f"rules[{number}].when"):
-                config = configuration.merge(config, nested(rule["set"]))
+                config = merge(config, nested(rule["set"]))
         found.append(config)
     if not found:
         raise UserError("exclude", study.exclude, "conditions that leave at least one cell")
@@ -169,7 +181,7 @@ def runs(study: Study, fingerprint: str) -> list[RunConfig]:
         parent: str | None = None
         for stage in STAGES_OF.get(cell.strategy, ("finetune",)):
             config = _stage_run(study, cell, stage, parent)
-            configuration.check(config)
+            check(config)
             parent = identity.run_id(config, fingerprint)
             table.setdefault(parent, dataclasses.replace(config, run=parent))
     return list(table.values())

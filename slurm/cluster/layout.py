@@ -58,6 +58,11 @@ class Layout:
         return self.state / MARK
 
     @property
+    def namespaces_record(self) -> Path:
+        """Exists where the machine had no network namespaces before us."""
+        return self.state / "made-namespaces-folder"
+
+    @property
     def slurm_conf(self) -> Path:
         return self.state / "slurm.conf"
 

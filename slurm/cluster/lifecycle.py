@@ -35,7 +35,7 @@ def up(layout: Layout) -> bool:
             machine.require_free_network()
             machine.install_packages()
             _write_state(layout)
-            network.create()
+            network.create(layout.namespaces_record)
             _start_controller(layout)
         failed = [node for node in NODES if not serves(node)]
         for node in failed:
@@ -137,7 +137,7 @@ def _remove(layout: Layout) -> None:
     # Jobs may have something to save; of the controller nothing is kept.
     terminate(NODES, GRACE_SECONDS)
     kill(HOSTS)
-    network.remove()
+    network.remove(layout.namespaces_record)
     if machine.is_ours(layout):
         machine.SYSTEM_CONF.unlink()
     if layout.mark.exists():

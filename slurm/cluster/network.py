@@ -12,8 +12,13 @@ from slurm.cluster.processes import NAMESPACES, ClusterError
 HOSTS_FILE: Final = Path("/etc/hosts")
 
 
-def create() -> None:
-    """Makes the bridge, the hosts' namespaces and their names; none of them may exist."""
+def create(record: Path) -> None:
+    """Makes the bridge, the hosts' namespaces and their names; none of them may exist.
+
+    `record` is created where `ip` also makes the folder of all namespaces, so that `remove` knows whose it is.
+    """
+    if not NAMESPACES.is_dir():
+        record.touch()
     _ip("link", "add", BRIDGE, "type", "bridge")
     _ip("address", "add", f"{MACHINE_ADDRESS}/24", "dev", BRIDGE)
     _ip("link", "set", BRIDGE, "up")
@@ -32,7 +37,7 @@ def _join(host: Host) -> None:
     _ip(*inside, "link", "set", "lo", "up")
 
 
-def remove() -> None:
+def remove(record: Path) -> None:
     """Removes what `create` made, also after it was cut off half-way. The hosts' processes must have ended."""
     for host in HOSTS:
         # The cable first: the kernel removes it some time after its namespace, which a next `create` would run into.
@@ -42,8 +47,8 @@ def remove() -> None:
             _ip("netns", "delete", host.namespace)
     if _link_exists(BRIDGE):
         _ip("link", "delete", BRIDGE)
-    if NAMESPACES.is_dir() and not any(NAMESPACES.iterdir()):
-        # `ip netns add` made and mounted the folder, unless it is from before; nobody uses it empty.
+    if record.exists() and NAMESPACES.is_dir() and not any(NAMESPACES.iterdir()):
+        # `ip netns add` made and mounted it for us, and nobody else uses it meanwhile.
         subprocess.run(["umount", "--no-mtab", str(NAMESPACES)], check=False, capture_output=True, timeout=10)
         NAMESPACES.rmdir()
     text = HOSTS_FILE.read_text()

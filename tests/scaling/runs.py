@@ -9,7 +9,8 @@ from typing import Any
 
 from models.config import ARConfig, MAEConfig
 from scaling import rundir
-from scaling.config import STAGE_DEFAULTS, DataConfig, ModelConfig, RunConfig, dump
+from scaling.config import STAGE_DEFAULTS, DataConfig, ModelConfig, RunConfig
+from scaling.reading import dump
 from scaling.run import run_folder
 
 HOME = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from slurm.cluster import network
 from slurm.cluster.layout import NODES, Layout
 from slurm.cluster.lifecycle import down, fail_node, is_up, up
 from slurm.cluster.machine import SYSTEM_CONF, linked_layout
-from slurm.cluster.processes import foreign_daemons, members
+from slurm.cluster.processes import NAMESPACES, foreign_daemons, members
 from tests.slurm.conftest import REQUIRED
 from tests.slurm.polling import eventually, run
 
@@ -30,6 +30,13 @@ def traces(layout: Layout) -> dict[str, object]:
     }
 
 
+def require_quiet_machine() -> None:
+    if not REQUIRED:
+        pytest.skip("would change the machine's network: set ARMSCALE_REQUIRE_SLURM=1 to let it")
+    if linked_layout() is not None:
+        pytest.skip("a cluster is up: this test runs before it")
+
+
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """Unlike tmp_path, one that every user may enter."""
@@ -40,10 +47,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.mark.slurm
 def test_up_repair_and_down_leave_nothing_behind(tmp_path: Path, open_folder: Path) -> None:
-    if not REQUIRED:
-        pytest.skip("would change the machine's network: set ARMSCALE_REQUIRE_SLURM=1 to let it")
-    if linked_layout() is not None:
-        pytest.skip("a cluster is up: this test runs before it")
+    require_quiet_machine()
     layout = Layout(open_folder / "state")
     before = traces(layout)
     assert down(layout) is False
@@ -51,7 +55,7 @@ def test_up_repair_and_down_leave_nothing_behind(tmp_path: Path, open_folder: Pa
         # What an `up` leaves that was killed half-way.
         layout.state.mkdir()
         layout.mark.touch()
-        network.create()
+        network.create(layout.namespaces_record)
 
         assert up(layout) is True
         daemons = [members(node) for node in NODES]
@@ -73,3 +77,22 @@ def test_up_repair_and_down_leave_nothing_behind(tmp_path: Path, open_folder: Pa
     assert traces(layout) == before
     assert down(layout) is False
     assert not os.path.lexists(layout.state)
+
+
+@pytest.mark.slurm
+def test_a_folder_of_namespaces_from_before_stays_and_ours_goes(tmp_path: Path) -> None:
+    require_quiet_machine()
+    was_there = NAMESPACES.is_dir()
+    if not was_there:
+        network.create(tmp_path / "ours")
+        network.remove(tmp_path / "ours")
+        assert not NAMESPACES.exists()
+        run("ip", "netns", "add", "somebody-else")
+        run("ip", "netns", "delete", "somebody-else")
+    network.create(tmp_path / "record")
+    assert not (tmp_path / "record").exists()
+    network.remove(tmp_path / "record")
+    assert NAMESPACES.is_dir()
+    if not was_there:
+        run("umount", "--no-mtab", str(NAMESPACES))
+        NAMESPACES.rmdir()

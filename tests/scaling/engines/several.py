@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from scaling import rundir
-from scaling.config import load_run
+from scaling.reading import load_run
 from scaling.run import execute
 
 if __name__ == "__main__":

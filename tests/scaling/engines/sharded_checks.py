@@ -13,11 +13,12 @@ from models.build import build_objective, build_on_meta
 from models.initialize import initialize
 from models.noise import Noise
 from models.transfer import transfer
-from scaling.config import FSDPConfig, RunConfig, load_run
+from scaling.config import FSDPConfig, RunConfig
 from scaling.dtensor import local, whole
 from scaling.engines import build_engine
 from scaling.engines.base import Engine
 from scaling.environment import Rank
+from scaling.reading import load_run
 from tests.scaling.runs import small_config
 
 SPREAD = (FSDPConfig(), FSDPConfig(replicas=2), FSDPConfig(offload=True, reshard_after_forward=False))

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from scaling import rundir
 from scaling.checkpoint import COMMIT, committed, step_name
-from scaling.config import FSDPConfig, RunConfig, dump, load_run
+from scaling.config import FSDPConfig, RunConfig
 from scaling.engines import build_engine
 from scaling.environment import Rank
 from scaling.errors import UserError
+from scaling.reading import dump, load_run
 from scaling.weights import WEIGHTS
 from tests.scaling.engines.launch import launch
 from tests.scaling.runs import curve, small_config, write_run

@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.config import RunConfig, dump, load_run
+from scaling.config import RunConfig
 from scaling.errors import UserError
+from scaling.reading import dump, load_run
 from scaling.study import identity
 from scaling.study.table import PACKAGED, Study, load_study, nested, runs
 

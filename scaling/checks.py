@@ -1,0 +1,86 @@
+"""What cannot work is refused before anything starts: one error naming the field as it stands in the user's file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.config import ENCODERS
+from models.config import check as check_model
+from models.ladder import SIZES
+from scaling.config import (
+    ENGINES,
+    PRECISIONS,
+    PURPOSES,
+    SCHEDULES,
+    STAGES,
+    STRATEGIES,
+    RunConfig,
+    TrainConfig,
+    augmentation,
+)
+from scaling.errors import UserError
+
+
+def choice(name: str, value: Any, valid: Any) -> Any:
+    """`value` if it is one of `valid`."""
+    if value not in valid:
+        raise UserError(name, value, valid)
+    return value
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(name, value, f"from {low:g} to {high:g}")
+
+
+def check(config: RunConfig) -> None:
+    """Raises UserError for the first field that cannot work, before anything is started."""
+    choice("strategy", config.strategy, STRATEGIES)
+    choice("encoder", config.encoder, ENCODERS)
+    choice("size", config.size, tuple(SIZES))
+    choice("stage", config.stage, STAGES)
+    choice("purpose", config.purpose, PURPOSES)
+    choice("engine", config.engine, ENGINES)
+    choice("precision", config.precision, PRECISIONS)
+    if config.stage == "pretrain" and config.strategy not in ("ar", "mae"):
+        raise UserError("stage", config.stage, ("finetune",), why=f"strategy {config.strategy} has no pretraining")
+    if config.fsdp.replicas < 1:
+        raise UserError("fsdp.replicas", config.fsdp.replicas, "numbers above 0")
+    _check_train(config.train, config.stage)
+    try:
+        check_model(config.encoder_config(), config.objective_config(classes=2))
+    except UserError as error:
+        section = _section(config, error.field)
+        raise UserError(f"{section}.{error.field}", error.value, error.valid, error.why) from None
+
+
+def _section(config: RunConfig, name: str) -> str:
+    """The section of a study in which the field `name` of a model stands."""
+    if hasattr(config.model, name):
+        return "model"
+    return config.stage if hasattr(config.train, name) else config.strategy
+
+
+def _check_train(train: TrainConfig, stage: str) -> None:
+    """The fields of one stage section, named as they stand in a study."""
+    if (train.images is None) == (train.epochs is None):
+        both = {"images": train.images, "epochs": train.epochs}
+        raise UserError(f"{stage}.images", both, "exactly one of images and epochs")
+    if (train.lr is None) == (train.base_lr is None):
+        raise UserError(f"{stage}.lr", {"lr": train.lr, "base_lr": train.base_lr}, "exactly one of lr and base_lr")
+    for name in ("images", "epochs", "global_batch", "micro_batch", "lr", "base_lr", "eval_batch", "log_every"):
+        value = getattr(train, name)
+        if value is not None and value <= 0:
+            raise UserError(f"{stage}.{name}", value, "numbers above 0")
+    if train.images is not None and train.images < train.global_batch:
+        raise UserError(f"{stage}.images", train.images, f"at least one global_batch ({train.global_batch})")
+    if train.micro_batch is not None and train.global_batch % train.micro_batch:
+        raise UserError(f"{stage}.micro_batch", train.micro_batch, f"divisors of global_batch ({train.global_batch})")
+    for name in ("warmup", "ema", "layer_decay"):
+        _between(f"{stage}.{name}", getattr(train, name), 0.0, 1.0)
+    choice(f"{stage}.schedule", train.schedule, SCHEDULES)
+    try:
+        augmentation(train)
+    except UserError as error:
+        name = error.field.removeprefix("augmentation.")
+        raise UserError(f"{stage}.{'crop_scale' if name == 'scale' else name}", error.value, error.valid) from None

@@ -1,0 +1,91 @@
+"""Configs from and to YAML: defaults < file < key=value, merged by OmegaConf; unknown keys are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from scaling.checks import check, choice
+from scaling.config import SCHEMA, STAGE_DEFAULTS, STAGES, RunConfig
+from scaling.errors import UserError
+
+
+def merge(schema: Any, given: Any, overrides: list[str] | None = None) -> Any:
+    """An object of the dataclass `schema` (an instance gives the defaults) with `given` and key=value laid over it.
+
+    Unknown keys and values of the wrong type raise UserError naming them.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(given))
+    except OmegaConfBaseException as error:
+        raise _explained(error, schema) from None
+    for override in overrides or []:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError("argument", override, "key=value, as in train.lr=1e-3")
+        try:
+            change = OmegaConf.create({})
+            OmegaConf.update(change, key, yaml.safe_load(value))
+            merged = OmegaConf.merge(merged, change)
+        except OmegaConfBaseException as error:
+            raise _explained(error, schema) from None
+        except yaml.YAMLError:
+            raise UserError(key, value, "a YAML value") from None
+    return OmegaConf.to_object(merged)
+
+
+def _explained(error: OmegaConfBaseException, schema: Any) -> UserError:
+    """OmegaConf's error as ours: which key, what it was, what could stand there."""
+    name = error.full_key or error.key or "config"
+    valid = _valid_keys(schema, str(name))
+    message = str(error.msg or error).splitlines()[0]
+    if valid and str(name).rpartition(".")[2] not in valid:
+        return UserError("field", str(name), valid, why="no such field")
+    return UserError(str(name), error.value if error.value is not None else "", message)
+
+
+def _valid_keys(schema: Any, name: str) -> list[str]:
+    """The fields of the section that `name` (dotted) lies in."""
+    node: Any = schema() if isinstance(schema, type) else schema
+    for part in name.split(".")[:-1]:
+        node = getattr(node, part, None)
+    return [item.name for item in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError("file", str(path), "a readable YAML file", why=error.strerror or "") from None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError("file", str(path), "YAML", why=" ".join(str(error).split())) from None
+    if not isinstance(value, dict):
+        raise UserError("file", str(path), "a mapping of fields at its top")
+    return value
+
+
+def load_run(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """The run config in `path` with key=value overrides, checked."""
+    given = load_yaml(path)
+    stage = choice("stage", given.get("stage", "pretrain"), STAGES)
+    config: RunConfig = merge(
+        dataclasses.replace(RunConfig(), stage=stage, train=STAGE_DEFAULTS[stage]), given, overrides
+    )
+    if config.schema != SCHEMA:
+        raise UserError("schema", config.schema, str(SCHEMA), why="written by another version of armscale")
+    check(config)
+    return config
+
+
+def dump(config: Any) -> str:
+    """YAML of a config, every field in the order of its dataclass."""
+    tree = OmegaConf.to_container(DictConfig(OmegaConf.structured(config)))
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
