@@ -17,12 +17,13 @@ OPTIONAL = ("encoder.embedding.cls_token", "norm.weight", "norm.bias")
 """What pretraining does not have: it keeps its initial values then. The decoder's norms are never taken for `norm`."""
 
 
-def transfer(source_state: dict[str, Tensor], classifier: nn.Module) -> list[str]:
+def transfer(source_state: dict[str, Tensor], classifier: nn.Module, *, head: bool = False) -> list[str]:
     """Copies the encoder in `source_state` into `classifier` and returns the names that were copied.
 
     A single scan direction is copied into all four; learned positions are resized to the classifier's grid, with a zero
-    row for a class token that the source has not; class token and norm come from a finetuned checkpoint alone; the head
-    keeps its initial values. Raises UserError where a weight is missing or its shape differs, before any is changed.
+    row for a class token that the source has not; class token and norm come from a finetuned checkpoint alone. The head
+    keeps its initial values, unless `head` says that a finetuned source knows the same classes. Raises UserError where
+    a weight is missing or its shape differs, before any is changed.
     """
     source = {canonical(name): tensor for name, tensor in source_state.items()}
     target = {canonical(name): parameter for name, parameter in classifier.named_parameters()}
@@ -33,7 +34,7 @@ def transfer(source_state: dict[str, Tensor], classifier: nn.Module) -> list[str
         )
     copies = {}
     for name, parameter in target.items():
-        if name.startswith("head.") or (name in OPTIONAL and name not in source):
+        if (name.startswith("head.") and not (head and name in source)) or (name in OPTIONAL and name not in source):
             continue
         if name not in source:
             raise UserError("checkpoint", "keys of another model", "the encoder of this config", why=f"no {name}")

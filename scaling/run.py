@@ -216,7 +216,7 @@ def build(config: RunConfig, attempt: Attempt, rank: Rank, index: Index, parent:
     def fill(objective: nn.Module) -> None:
         initialize(objective, config.seed)
         if parent is not None:
-            transfer(load_file(parent), objective.get_submodule("module"))
+            transfer(load_file(parent), objective.get_submodule("module"), head=True)  # one study, the same classes
 
     engine.prepare(build_on_meta(config.encoder_config(), config.objective_config(classes)), steps, fill)
     run = Run(

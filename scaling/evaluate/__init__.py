@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 def evaluate(run: Run) -> list[dict[str, Any]]:
     """Evaluates the raw and, where it is on, the averaged weights; appends to evaluations.jsonl and returns the rows.
 
-    Classification for stages that use labels; else the objective on the test split, where the shards have one.
+    Classification for stages that use labels; else the objective on the test split, where the shards have one. Nothing
+    where the purpose is throughput.
     """
+    if run.config.purpose == "throughput":
+        return []
     if not run.config.classifies and not has_split(run.config.data.shards, "test"):
         return []
     records = Records(run.attempt, rundir.EVALUATIONS, rundir.EVALUATION_KEYS)

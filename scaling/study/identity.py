@@ -56,8 +56,13 @@ def hashed_fields(config: RunConfig, fingerprint: str) -> dict[str, Any]:
 
 
 def readable(config: RunConfig) -> str:
-    """The part of the run id that people read: strategy-encoder-size-stage-s<seed>."""
-    return f"{config.strategy}-{config.encoder}-{config.size}-{config.stage}-s{config.seed}"
+    """The part of the run id that people read: strategy-encoder-size-stage-s<seed>.
+
+    A finetuning of what was already finetuned has its resolution behind the stage.
+    """
+    further = config.stage == "finetune" and "-finetune-" in (config.parent or "")
+    stage = f"{config.stage}-{config.train.image_size}" if further else config.stage
+    return f"{config.strategy}-{config.encoder}-{config.size}-{stage}-s{config.seed}"
 
 
 def run_id(config: RunConfig, fingerprint: str) -> str:

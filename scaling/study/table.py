@@ -27,17 +27,29 @@ from scaling.errors import UserError
 from scaling.reading import load_yaml, merge
 from scaling.rundir import STUDY
 from scaling.study import identity
+from scaling.study.recipe import Block, load_recipe
 
 PACKAGED = Path(__file__).resolve().parent.parent / "studies"
-KEYS = ("name", "purpose", "data", "defaults", "axes", "rules", "exclude", "match", "resources")
+KEYS = ("name", "purpose", "data", "recipes", "defaults", "axes", "rules", "exclude", "match", "resources")
 NAMED_AXES = {"strategy": STRATEGIES, "encoder": ENCODERS, "size": tuple(SIZES)}
-STAGES_OF = {"ar": ("pretrain", "finetune"), "mae": ("pretrain", "finetune")}
+SECTIONS = {"pretrain": "pretrain", "finetune": "finetune", "finetune_384": "finetune"}
+"""Sections of a cell, a parent before its child, and the stage that each is."""
+FINETUNE_384 = dataclasses.replace(FINETUNE, image_size=384)
+PRETRAINED = ("ar", "mae")
+"""Strategies that begin with a pretraining."""
+EITHER = (("images", "epochs"), ("lr", "base_lr"))
+"""Fields of which a stage has exactly one: a layer that gives the one takes back the other."""
 
 
 @dataclass(frozen=True)
 class CellConfig:
-    """One cell of the sweep: what its stages share, and a section for each stage."""
+    """One cell of the sweep: what its stages share, and a section for each stage.
 
+    `variant` is any name that rules refer to, and no field of a run. The stage `finetune_384` exists where its images
+    or epochs are given.
+    """
+
+    variant: str = ""
     strategy: str = "ar"
     encoder: str = "mamba"
     size: str = "base"
@@ -52,6 +64,7 @@ class CellConfig:
     mae: MAEConfig = field(default_factory=MAEConfig)
     pretrain: TrainConfig = PRETRAIN
     finetune: TrainConfig = FINETUNE
+    finetune_384: TrainConfig = FINETUNE_384
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
 
@@ -62,11 +75,12 @@ class Study:
     name: str
     purpose: str
     data: DataConfig
+    recipes: list[Block]
     defaults: dict[str, Any]
     axes: dict[str, list[Any]]
     rules: list[dict[str, Any]]
     exclude: list[dict[str, Any]]
-    match: str
+    match: str | None
     resources: dict[str, Any]
     given: dict[str, Any]
 
@@ -106,6 +120,7 @@ def load_study(path: Path) -> Study:
         name=name,
         purpose=choice("purpose", given.get("purpose", "accuracy"), PURPOSES),
         data=merge(DataConfig, _expect(given, "data", dict)),
+        recipes=[block for recipe in _expect(given, "recipes", list) for block in load_recipe(str(recipe))],
         defaults=_expect(given, "defaults", dict),
         axes=axes,
         rules=rules,
@@ -141,6 +156,21 @@ def nested(dotted: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def lay(tree: dict[str, Any], layer: dict[str, Any]) -> None:
+    """Lays the nested fields of `layer` over `tree`, in place."""
+    for pair in EITHER:
+        given = [name for name in pair if layer.get(name) is not None]
+        if len(given) == 1:
+            tree.update(dict.fromkeys(pair))
+    for name, value in layer.items():
+        if isinstance(value, dict):
+            if not isinstance(tree.get(name), dict):
+                tree[name] = {}
+            lay(tree[name], value)
+        else:
+            tree[name] = value
+
+
 def _matches(when: dict[str, Any], cell: dict[str, Any], where: str) -> bool:
     """Whether every condition of `when` holds; a list means any of its values."""
     for name, wanted in when.items():
@@ -152,23 +182,36 @@ def _matches(when: dict[str, Any], cell: dict[str, Any], where: str) -> bool:
 
 
 def cells(study: Study) -> list[CellConfig]:
-    """Every cell of the sweep that is not excluded, in the order of the axes; later rules win."""
+    """Every cell of the sweep that is not excluded, in the order of the axes.
+
+    Recipes lie under the defaults, these under the axes, and the rules over all, later ones over earlier.
+    """
     found = []
     for values in itertools.product(*study.axes.values()):
         axis = dict(zip(study.axes, values, strict=True))
-        point = {"strategy": "ar", "encoder": "mamba", "size": "base", "seed": 0} | axis
+        point = {"variant": "", "strategy": "ar", "encoder": "mamba", "size": "base", "seed": 0} | axis
         if any(_matches(when, point, "exclude") for when in study.exclude):
             continue
-        config: CellConfig = merge(CellConfig, nested({"resources": study.resources}))
-        config = merge(config, nested(study.defaults))
-        config = merge(config, nested(axis))
+        fields: dict[str, Any] = {}
+        lay(fields, nested({"resources": study.resources}))
+        for block in study.recipes:
+            if _matches(block.when, point, f"{block.where}.when"):
+                lay(fields, nested(block.set))
+        lay(fields, nested(study.defaults))
+        lay(fields, nested(axis))
         for number, rule in enumerate(study.rules):
             if _matches(rule["when"], point, f"rules[{number}].when"):
-                config = merge(config, nested(rule["set"]))
-        found.append(config)
+                lay(fields, nested(rule["set"]))
+        found.append(merge(CellConfig, fields))
     if not found:
         raise UserError("exclude", study.exclude, "conditions that leave at least one cell")
     return found
+
+
+def sections(cell: CellConfig) -> list[str]:
+    """The stages that a cell goes through, in their order."""
+    further = ["finetune_384"] if (cell.finetune_384.images or cell.finetune_384.epochs) else []
+    return (["pretrain"] if cell.strategy in PRETRAINED else []) + ["finetune", *further]
 
 
 def runs(study: Study, fingerprint: str) -> list[RunConfig]:
@@ -179,21 +222,31 @@ def runs(study: Study, fingerprint: str) -> list[RunConfig]:
     table: dict[str, RunConfig] = {}
     for cell in cells(study):
         parent: str | None = None
-        for stage in STAGES_OF.get(cell.strategy, ("finetune",)):
-            config = _stage_run(study, cell, stage, parent)
-            check(config)
+        for section in sections(cell):
+            config = _stage_run(study, cell, section, parent)
+            _check(config, section)
             parent = identity.run_id(config, fingerprint)
             table.setdefault(parent, dataclasses.replace(config, run=parent))
     return list(table.values())
 
 
-def _stage_run(study: Study, cell: CellConfig, stage: str, parent: str | None) -> RunConfig:
+def _check(config: RunConfig, section: str) -> None:
+    """Refusals name the section of the study, where `scaling.checks` knows the stage alone."""
+    try:
+        check(config)
+    except UserError as error:
+        stage, dot, name = error.field.partition(".")
+        field = f"{section}.{name}" if dot and stage == config.stage else error.field
+        raise UserError(field, error.value, error.valid, error.why) from None
+
+
+def _stage_run(study: Study, cell: CellConfig, section: str, parent: str | None) -> RunConfig:
     return RunConfig(
         study=study.name,
         strategy=cell.strategy,
         encoder=cell.encoder,
         size=cell.size,
-        stage=stage,
+        stage=SECTIONS[section],
         seed=cell.seed,
         parent=parent,
         purpose=study.purpose,
@@ -206,6 +259,6 @@ def _stage_run(study: Study, cell: CellConfig, stage: str, parent: str | None) -
         model=cell.model,
         ar=cell.ar,
         mae=cell.mae,
-        train=getattr(cell, stage),
+        train=getattr(cell, section),
         resources=cell.resources,
     )

@@ -108,6 +108,14 @@ def test_finetuned_checkpoint_to_a_larger_grid() -> None:
     assert torch.equal(state["head.weight"], head)
 
 
+def test_a_further_finetuning_keeps_the_head_of_the_same_classes() -> None:
+    source = state_of(FINETUNED, LABELLED)
+    module = classifier(dataclasses.replace(FINETUNED, image_size=48))
+    assert {"head.weight", "head.bias"} <= set(transfer(source, module, head=True))
+    assert torch.equal(module.get_parameter("head.weight"), source["head.weight"])
+    assert "head.weight" not in transfer(state_of(encoder(), AR), classifier(FINETUNED), head=True)
+
+
 def test_finetuned_checkpoint_on_its_own_grid_is_the_same_encoder() -> None:
     source = build_objective(FINETUNED, LABELLED, seed=3).get_submodule("module")
     module = classifier(FINETUNED)

@@ -132,6 +132,38 @@ def test_a_new_field_with_a_default_renames_no_run(tmp_path: Path) -> None:
     assert "train.layer_decay" not in before  # at its default: as if the field had never existed
 
 
+def test_ablations_change_one_factor_at_a_time() -> None:
+    """Every pretraining differs from the default's in one field; one direction in finetuning shares the pretraining."""
+    study = load_study(PACKAGED / "ablations.yaml")
+    table = [run for run in runs(study, "f") if run.seed == 0]
+    default = next(run for run in table if run.strategy == "ar")
+    others = [run for run in table if (run.strategy, run.stage) == ("ar", "pretrain")][1:]
+    flat = identity.flatten(default)
+    changes = [
+        {name for name, value in identity.flatten(run).items() if value != flat[name]} - {"run"} for run in others
+    ]
+    assert all(len(change) == 1 for change in changes)
+    assert set().union(*changes) == {
+        "ar.cluster_side", "ar.order", "ar.decoder_depth", "ar.decoder_width", "ar.target",
+    }  # fmt: skip
+    assert len(others) == 12
+    finetunings = [run for run in table if run.parent == default.run]
+    assert [run.train.scan_directions for run in finetunings] == [4, 1]
+    masked = [run for run in table if (run.strategy, run.stage) == ("mae", "pretrain")]
+    assert [run.train.scan_directions for run in masked] == [4, 1]
+    control = [run for run in table if run.strategy == "scratch"]
+    assert [run.train.scan_directions for run in control] == [4, 1]
+
+
+def test_throughput_is_fifty_steps_each() -> None:
+    table = runs(load_study(PACKAGED / "throughput.yaml"), "f")
+    assert {(run.train.images or 0) / run.train.global_batch for run in table} == {50}
+    assert {run.purpose for run in table} == {"throughput"}
+    assert {(run.strategy, run.encoder, run.size, run.stage) for run in table} >= {
+        ("mae", "vit", "huge", "pretrain"), ("ar", "mamba", "base", "finetune"), ("scratch", "vit", "base", "finetune"),
+    }  # fmt: skip
+
+
 def test_every_packaged_study_expands() -> None:
     for path in sorted(PACKAGED.glob("*.yaml")):
         assert runs(load_study(path), "f")
