@@ -19,6 +19,8 @@ from models.scan import causal_conv1d, selective_scan
 class SelectiveScan(nn.Module):
     """The scan with the parameters that must reach it in fp32: a sharded engine gives it a policy of its own."""
 
+    backend = "auto"  # a bench gives an instance another
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.A_log = nn.Parameter(torch.empty(channels, STATE))
@@ -27,13 +29,13 @@ class SelectiveScan(nn.Module):
 
     def forward(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tensor | None, order: Tensor | None) -> Tensor:
         """x, dt, z (batch, length, channels), B, C (batch, length, directions, state) to y of the shape of x."""
-        return selective_scan(
-            x, dt, -torch.exp(self.A_log), B, C, self.D, z, self.dt_bias, delta_softplus=True, order=order
-        )
+        return selective_scan(x, dt, -torch.exp(self.A_log), B, C, self.D, z, self.dt_bias, True, self.backend, order)
 
 
 class CausalConv(nn.Module):
     """Depthwise causal convolution and silu: (batch, length, channels) to (batch, length, directions * channels)."""
+
+    backend = "auto"  # a bench gives an instance another
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -41,7 +43,7 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels))
 
     def forward(self, x: Tensor, order: Tensor | None) -> Tensor:
-        return causal_conv1d(x, self.weight, self.bias, activation="silu", order=order)
+        return causal_conv1d(x, self.weight, self.bias, activation="silu", backend=self.backend, order=order)
 
 
 class DirectionLinear(nn.Module):

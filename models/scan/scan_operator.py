@@ -79,8 +79,9 @@ def _forward_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _backward(*arguments: Any) -> list[Tensor]:
     *fields, states, dout, backend = arguments
     gradients = load("selective_scan", backend).backward(ScanInputs(*fields), states, dout)
-    # An operator returns tensors alone: an empty one stands for the gradient of an input that was not given.
-    return [dout.new_empty(0) if gradient is None else gradient for gradient in gradients]
+    # An operator returns tensors alone: an empty one stands for the gradient of an input that was not given. Compiled
+    # code relies on the strides that the fake gives.
+    return [dout.new_empty(0) if gradient is None else gradient.contiguous() for gradient in gradients]
 
 
 @torch.library.register_fake("armscale::selective_scan_backward")

@@ -1,4 +1,4 @@
-"""armscale bench scan | loader."""
+"""armscale bench scan | step | loader."""
 
 from __future__ import annotations
 
@@ -105,6 +105,87 @@ def loader(
     report = loader_bench(LoaderCase(images=images), _device(device), rounds)
     _print_loader(report)
     _save(report, output)
+
+
+@app.command()
+def step(
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    strategy: Annotated[str, typer.Option(help="ar, mae, supervised or scratch")] = "ar",
+    encoder: Annotated[str, typer.Option(help="mamba or vit")] = "mamba",
+    size: Annotated[str, typer.Option(help="a name on the ladder")] = "base",
+    stage: Annotated[str, typer.Option(help="pretrain or finetune")] = "pretrain",
+    engine: Annotated[str, typer.Option(help="single, ddp, fsdp or deepspeed, on one rank")] = "single",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16; bf16 on cuda and fp32 on cpu if empty")] = "",
+    micro_batch: Annotated[int, typer.Option(help="images a forward")] = 8,
+    accumulation: Annotated[int, typer.Option(help="forwards a step")] = 1,
+    checkpointing: Annotated[bool, typer.Option(help="of activations")] = False,
+    backend: Annotated[str, typer.Option(help="of the scan, names with commas; the device's own if empty")] = "",
+    mode: Annotated[str, typer.Option(help="eager, compiled, or both with a comma")] = "eager",
+    baseline: Annotated[str, typer.Option(help="official-loop, or empty for none")] = "official-loop",
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="of the CPU")] = 1,
+    output: Annotated[Path | None, typer.Option(help="FILE.json")] = None,
+) -> None:
+    """Time whole train steps on resident data, against the official recipe's loop.
+
+    Example: armscale bench step --device cuda --micro-batch 256 --mode eager,compiled --output step.json
+    """
+    import torch
+
+    from scaling.bench.step import step_bench
+    from scaling.bench.trainer import StepCase
+
+    torch.set_num_threads(threads)
+    place = _device(device)
+    case = StepCase(
+        strategy=strategy,
+        encoder=encoder,
+        size=size,
+        stage=stage,
+        engine=engine,
+        precision=precision or ("bf16" if device == "cuda" else "fp32"),
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        checkpointing=checkpointing,
+    )
+    report = step_bench(case, place, _names(backend), _names(mode), _names(baseline), rounds)
+    print_step(report)
+    _save(report, output)
+
+
+def print_step(report: dict[str, Any]) -> None:
+    """The table of a step bench."""
+    from rich.console import Console
+    from rich.table import Table
+
+    case, rows = report["case"], report["results"]
+    baselines = [row["name"] for row in rows if row["name"].startswith("baseline ") and "error" not in row]
+    table = Table(
+        title=f"{case['strategy']} {case['encoder']} {case['size']} {case['stage']} at {report['image_size']} px on "
+        f"{report['device']}, {report['threads']} thread(s), {case['engine']}, {case['precision']}: "
+        f"{case['micro_batch']} x {case['accumulation']} images a step"
+    )
+    table.add_column("contender")
+    for heading in ("ms a step", "quartiles", "images/s", "MFU", "peak memory", "scan's share"):
+        table.add_column(heading, justify="right")
+    for name in baselines:
+        table.add_column(f"x {name.removeprefix('baseline ')}", justify="right")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["name"], f"[red]{row['error']}")
+            continue
+        share, mfu = row["scan_share"], row["mfu"]
+        table.add_row(
+            row["name"],
+            f"{row['step']['median'] * 1e3:,.1f}",
+            f"{row['step']['low'] * 1e3:,.1f} .. {row['step']['high'] * 1e3:,.1f}",
+            f"{row['images_per_second']:,.2f}",
+            "" if mfu is None else f"{mfu:.1%}",
+            f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
+            "" if share is None else f"{share['median']:.1%}",
+            *(f"{row['times_faster_than'][name]['median']:.2f}" for name in baselines),
+        )
+    Console(width=max(130, Console().width)).print(table)
 
 
 def _print_loader(report: dict[str, Any]) -> None:

@@ -39,6 +39,16 @@ def test_scan_is_a_sound_operator(backend: str, optional: bool, ordered: bool) -
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_have_the_strides_that_the_fake_gives(backend: str) -> None:
+    """Compiled code asserts them."""
+    given = (*cast(scan_inputs(2, 6, 20, state=4), torch.float32), torch.ones(2, 6, 20))
+    *inputs, dout = given
+    _, states = torch.ops.armscale.selective_scan(*inputs, True, backend)
+    gradients = torch.ops.armscale.selective_scan_backward(*inputs, states, dout, backend)
+    assert [gradient.is_contiguous() for gradient in gradients] == [True] * len(gradients)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_convolution_is_a_sound_operator(backend: str) -> None:
     x, weight = torch.randn(2, 6, 5, requires_grad=True), torch.randn(10, 4, requires_grad=True)
     order = torch.stack([torch.randperm(6), torch.arange(6)])
