@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from dataclasses import fields
+from functools import lru_cache
 from typing import Any
 
 from scaling.config import STAGE_DEFAULTS, RunConfig
@@ -28,31 +30,37 @@ OUT_FOR_ACCURACY = frozenset({
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """A dataclass (or mapping) as {dotted name: leaf}."""
-    items = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    # Not asdict: it copies every leaf, and a study asks for thousands of these.
+    items = value if isinstance(value, dict) else {item.name: getattr(value, item.name) for item in fields(value)}
     flat: dict[str, Any] = {}
     for name, item in items.items():
-        if isinstance(item, dict):
+        if isinstance(item, dict) or dataclasses.is_dataclass(item):
             flat.update(flatten(item, f"{prefix}{name}."))
         else:
             flat[prefix + name] = item
     return flat
 
 
+@lru_cache
+def _defaults(stage: str) -> dict[str, Any]:
+    return flatten(dataclasses.replace(RunConfig(), train=STAGE_DEFAULTS[stage]))
+
+
 def hashed_fields(config: RunConfig, fingerprint: str) -> dict[str, Any]:
     """What the identity of `config` is made of; `fingerprint` is that of its training shards ("" when not packed)."""
-    defaults = flatten(dataclasses.replace(RunConfig(), train=STAGE_DEFAULTS[config.stage]))
+    defaults = _defaults(config.stage)
     out = ALWAYS_OUT | (OUT_FOR_ACCURACY if config.purpose == "accuracy" else frozenset())
     other_objectives = {"ar": ("mae.",), "mae": ("ar.",)}.get(config.strategy, ("ar.", "mae."))
     if config.stage != "pretrain":
         other_objectives = ("ar.", "mae.")  # they act through the parent
     always = ("strategy", "encoder", "size", "stage", "seed", "parent", "schema")
-    fields = {
+    hashed = {
         name: value
         for name, value in flatten(config).items()
         if name not in out and not name.startswith(other_objectives) and (name in always or value != defaults[name])
     }
-    fields["data.fingerprint"] = fingerprint
-    return fields
+    hashed["data.fingerprint"] = fingerprint
+    return hashed
 
 
 def readable(config: RunConfig) -> str:
