@@ -68,7 +68,18 @@ def _check_train(train: TrainConfig, stage: str) -> None:
         raise UserError(f"{stage}.images", both, "exactly one of images and epochs")
     if (train.lr is None) == (train.base_lr is None):
         raise UserError(f"{stage}.lr", {"lr": train.lr, "base_lr": train.base_lr}, "exactly one of lr and base_lr")
-    for name in ("images", "epochs", "global_batch", "micro_batch", "lr", "base_lr", "eval_batch", "log_every"):
+    above_0 = (
+        "images",
+        "epochs",
+        "branched_at",
+        "global_batch",
+        "micro_batch",
+        "lr",
+        "base_lr",
+        "eval_batch",
+        "log_every",
+    )
+    for name in above_0:
         value = getattr(train, name)
         if value is not None and value <= 0:
             raise UserError(f"{stage}.{name}", value, "numbers above 0")
@@ -76,9 +87,11 @@ def _check_train(train: TrainConfig, stage: str) -> None:
         raise UserError(f"{stage}.images", train.images, f"at least one global_batch ({train.global_batch})")
     if train.micro_batch is not None and train.global_batch % train.micro_batch:
         raise UserError(f"{stage}.micro_batch", train.micro_batch, f"divisors of global_batch ({train.global_batch})")
-    for name in ("warmup", "ema", "layer_decay"):
+    for name in ("warmup", "decay", "ema", "layer_decay"):
         _between(f"{stage}.{name}", getattr(train, name), 0.0, 1.0)
     choice(f"{stage}.schedule", train.schedule, SCHEDULES)
+    if (train.branches or train.branched_at) and train.schedule != "wsd":
+        raise UserError(f"{stage}.schedule", train.schedule, "wsd", why="only a constant rate lets decays branch off")
     try:
         augmentation(train)
     except UserError as error:

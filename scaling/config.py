@@ -17,7 +17,7 @@ STAGES = ("pretrain", "finetune")
 ENGINES = ("single", "ddp", "fsdp")
 PRECISIONS = ("fp32", "bf16")
 PURPOSES = ("accuracy", "throughput")
-SCHEDULES = ("cosine",)
+SCHEDULES = ("cosine", "wsd")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ class TrainConfig:
     min_lr: float = 0.0
     warmup: float = 0.025  # fraction of the steps (40 of 1600 epochs)
     schedule: str = "cosine"
+    decay: float = 0.1  # wsd: fraction of the steps over which the rate falls
+    branches: tuple[int, ...] = ()  # wsd: images after which decays branch off; this stage is then their trunk
+    branched_at: int | None = None  # images after which this stage left its parent, the trunk whose state it continues
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 3.0  # global gradient norm; 0: off
@@ -186,7 +189,10 @@ def augmentation(train: TrainConfig) -> Augmentation:
 
 
 def stage_images(train: TrainConfig, samples: int | None) -> int | None:
-    """Images of the stage, whole optimiser steps; None where epochs are given and the data set's size is unknown."""
+    """Images of the stage, whole optimiser steps; None where epochs are given and the data set's size is unknown.
+
+    Of a stage that branched off a trunk, the trunk's images before the branch are among them.
+    """
     if train.images is not None:
         return train.images // train.global_batch * train.global_batch
     if samples is None or train.epochs is None:

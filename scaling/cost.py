@@ -78,11 +78,12 @@ def cost(config: RunConfig, samples: int | None, classes: int) -> Cost:
     total, _, of_encoder = parameter_counts(encoder, objective)
     matmul, scan = train_flops_per_image(encoder, objective)
     copies = 5 if config.train.ema else 4
+    images = stage_images(config.train, samples)
     return Cost(
         parameters=total,
         encoder_parameters=of_encoder,
         tokens_per_image=tokens_per_image(encoder, objective),
-        images=stage_images(config.train, samples),
+        images=None if images is None else images - (config.train.branched_at or 0),  # the rest is its trunk's
         flops_per_image=matmul,
         scan_flops_per_image=scan,
         state_bytes=4 * copies * total,

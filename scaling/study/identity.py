@@ -17,7 +17,7 @@ from scaling.config import STAGE_DEFAULTS, RunConfig
 
 ALWAYS_OUT = frozenset({
     "study", "run", "data.shards", "data.source", "data.workers", "train.log_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.eval_batch", "resources.time",
+    "train.keep_checkpoints", "train.eval_batch", "train.branches", "resources.time",
 })  # fmt: skip
 """Where, when and how it is watched: none of these changes a weight."""
 
@@ -66,10 +66,14 @@ def hashed_fields(config: RunConfig, fingerprint: str) -> dict[str, Any]:
 def readable(config: RunConfig) -> str:
     """The part of the run id that people read: strategy-encoder-size-stage-s<seed>.
 
-    A finetuning of what was already finetuned has its resolution behind the stage.
+    A finetuning of what was already finetuned has its resolution behind the stage, a decay the images at which it left
+    its trunk.
     """
-    further = config.stage == "finetune" and "-finetune-" in (config.parent or "")
-    stage = f"{config.stage}-{config.train.image_size}" if further else config.stage
+    stage = config.stage
+    if config.train.branched_at:
+        stage += f"-at{config.train.branched_at}"
+    elif config.stage == "finetune" and "-finetune-" in (config.parent or ""):
+        stage += f"-{config.train.image_size}"
     return f"{config.strategy}-{config.encoder}-{config.size}-{stage}-s{config.seed}"
 
 

@@ -12,7 +12,8 @@ from scaling.config import RunConfig
 from scaling.cost import Cost, cost
 from scaling.errors import UserError
 from scaling.study import identity
-from scaling.study.table import Study, runs
+from scaling.study.chains import runs
+from scaling.study.table import Study
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def plan_study(study: Study, root: Path) -> Plan:
     """The plan of `study` with the states found under `root`."""
     facts = data_facts(study)
     folder = root / study.name
-    table = runs(study, facts.fingerprint)
+    table = runs(study, facts.fingerprint, facts.samples, facts.classes)
     children: dict[str | None, list[RunConfig]] = {}
     for config in table:
         children.setdefault(config.parent, []).append(config)

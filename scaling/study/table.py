@@ -1,4 +1,4 @@
-"""study.yaml to the table of runs: axes multiplied, rules applied, one row a stage, children under their parents."""
+"""study.yaml to the cells of a sweep: axes multiplied, recipes, defaults and rules laid over each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from models.config import ENCODERS, ARConfig, MAEConfig
 from models.ladder import SIZES
-from scaling.checks import check, choice
+from scaling.checks import choice
 from scaling.config import (
     FINETUNE,
     PRETRAIN,
@@ -20,24 +20,31 @@ from scaling.config import (
     FSDPConfig,
     ModelConfig,
     ResourcesConfig,
-    RunConfig,
     TrainConfig,
 )
 from scaling.errors import UserError
 from scaling.reading import load_yaml, merge
 from scaling.rundir import STUDY
-from scaling.study import identity
 from scaling.study.recipe import Block, load_recipe
 
 PACKAGED = Path(__file__).resolve().parent.parent / "studies"
-KEYS = ("name", "purpose", "data", "recipes", "defaults", "axes", "rules", "exclude", "match", "resources")
+KEYS = (
+    "name",
+    "purpose",
+    "data",
+    "recipes",
+    "defaults",
+    "axes",
+    "rules",
+    "exclude",
+    "match",
+    "throughput",
+    "resources",
+)
+MATCHES = ("images", "flops", "gpu_hours")
 NAMED_AXES = {"strategy": STRATEGIES, "encoder": ENCODERS, "size": tuple(SIZES)}
-SECTIONS = {"pretrain": "pretrain", "finetune": "finetune", "finetune_384": "finetune"}
-"""Sections of a cell, a parent before its child, and the stage that each is."""
 FINETUNE_384 = dataclasses.replace(FINETUNE, image_size=384)
-PRETRAINED = ("ar", "mae")
-"""Strategies that begin with a pretraining."""
-EITHER = (("images", "epochs"), ("lr", "base_lr"))
+EITHER = (("images", "epochs", "branches"), ("lr", "base_lr"))
 """Fields of which a stage has exactly one: a layer that gives the one takes back the other."""
 
 
@@ -46,10 +53,11 @@ class CellConfig:
     """One cell of the sweep: what its stages share, and a section for each stage.
 
     `variant` is any name that rules refer to, and no field of a run. The stage `finetune_384` exists where its images
-    or epochs are given.
+    or epochs are given. `budget` of the whole cell is in the unit of the study's `match`.
     """
 
     variant: str = ""
+    budget: float | None = None
     strategy: str = "ar"
     encoder: str = "mamba"
     size: str = "base"
@@ -69,6 +77,14 @@ class CellConfig:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A cell's place on the axes of its study, and what stands there."""
+
+    point: dict[str, Any]
+    config: CellConfig
+
+
+@dataclass(frozen=True)
 class Study:
     """A study as its file has it, keys checked."""
 
@@ -81,6 +97,7 @@ class Study:
     rules: list[dict[str, Any]]
     exclude: list[dict[str, Any]]
     match: str | None
+    throughput: str | None
     resources: dict[str, Any]
     given: dict[str, Any]
 
@@ -125,7 +142,8 @@ def load_study(path: Path) -> Study:
         axes=axes,
         rules=rules,
         exclude=_expect(given, "exclude", list),
-        match=choice("match", given.get("match", "images"), ("images",)),
+        match=choice("match", given.get("match"), (None, *MATCHES)),
+        throughput=given.get("throughput"),
         resources=_expect(given, "resources", dict),
         given=given,
     )
@@ -158,10 +176,10 @@ def nested(dotted: dict[str, Any]) -> dict[str, Any]:
 
 def lay(tree: dict[str, Any], layer: dict[str, Any]) -> None:
     """Lays the nested fields of `layer` over `tree`, in place."""
-    for pair in EITHER:
-        given = [name for name in pair if layer.get(name) is not None]
-        if len(given) == 1:
-            tree.update(dict.fromkeys(pair))
+    for names in EITHER:
+        if sum(layer.get(name) is not None for name in names) == 1:
+            for name in names:
+                tree.pop(name, None)
     for name, value in layer.items():
         if isinstance(value, dict):
             if not isinstance(tree.get(name), dict):
@@ -181,7 +199,7 @@ def _matches(when: dict[str, Any], cell: dict[str, Any], where: str) -> bool:
     return True
 
 
-def cells(study: Study) -> list[CellConfig]:
+def cells(study: Study) -> list[Cell]:
     """Every cell of the sweep that is not excluded, in the order of the axes.
 
     Recipes lie under the defaults, these under the axes, and the rules over all, later ones over earlier.
@@ -203,7 +221,7 @@ def cells(study: Study) -> list[CellConfig]:
         for number, rule in enumerate(study.rules):
             if _matches(rule["when"], point, f"rules[{number}].when"):
                 lay(fields, nested(rule["set"]))
-        found.append(_cell(fields, made))
+        found.append(Cell(point, _cell(fields, made)))
     if not found:
         raise UserError("exclude", study.exclude, "conditions that leave at least one cell")
     return found
@@ -216,59 +234,3 @@ def _cell(fields: dict[str, Any], made: dict[tuple[str, str], Any]) -> CellConfi
         if key not in made:
             made[key] = getattr(merge(CellConfig, {name: value}), name)
     return CellConfig(**{name: made[name, repr(value)] for name, value in fields.items()})
-
-
-def sections(cell: CellConfig) -> list[str]:
-    """The stages that a cell goes through, in their order."""
-    further = ["finetune_384"] if (cell.finetune_384.images or cell.finetune_384.epochs) else []
-    return (["pretrain"] if cell.strategy in PRETRAINED else []) + ["finetune", *further]
-
-
-def runs(study: Study, fingerprint: str) -> list[RunConfig]:
-    """One config a stage, parents before children; stages that several cells share stand once.
-
-    `fingerprint` is that of the packed data ("" before packing: ids then serve only to tell the rows apart).
-    """
-    table: dict[str, RunConfig] = {}
-    for cell in cells(study):
-        parent: str | None = None
-        for section in sections(cell):
-            config = _stage_run(study, cell, section, parent)
-            _check(config, section)
-            parent = identity.run_id(config, fingerprint)
-            table.setdefault(parent, dataclasses.replace(config, run=parent))
-    return list(table.values())
-
-
-def _check(config: RunConfig, section: str) -> None:
-    """Refusals name the section of the study, where `scaling.checks` knows the stage alone."""
-    try:
-        check(config)
-    except UserError as error:
-        stage, dot, name = error.field.partition(".")
-        field = f"{section}.{name}" if dot and stage == config.stage else error.field
-        raise UserError(field, error.value, error.valid, error.why) from None
-
-
-def _stage_run(study: Study, cell: CellConfig, section: str, parent: str | None) -> RunConfig:
-    return RunConfig(
-        study=study.name,
-        strategy=cell.strategy,
-        encoder=cell.encoder,
-        size=cell.size,
-        stage=SECTIONS[section],
-        seed=cell.seed,
-        parent=parent,
-        purpose=study.purpose,
-        engine=cell.engine,
-        precision=cell.precision,
-        compile=cell.compile,
-        checkpointing=cell.checkpointing,
-        fsdp=cell.fsdp,
-        data=study.data,
-        model=cell.model,
-        ar=cell.ar,
-        mae=cell.mae,
-        train=getattr(cell, section),
-        resources=cell.resources,
-    )

@@ -7,6 +7,7 @@ import pytest
 
 from scaling.config import FINETUNE, PRETRAIN, peak_lr
 from scaling.schedule import learning_rate
+from scaling.study.chains import decay_of, trunk_of
 
 
 def test_paper_pretraining_in_fractional_epochs() -> None:
@@ -29,3 +30,31 @@ def test_floor_and_peak() -> None:
 def test_no_warmup_starts_at_the_peak() -> None:
     train = dataclasses.replace(PRETRAIN, lr=1e-3, warmup=0.0)
     assert learning_rate(train, 0, 10) == 1e-3
+
+
+def test_wsd_is_warm_up_constant_and_one_minus_root() -> None:
+    """Of 100 steps 10 warm up and the last 20 fall from 1e-3 to 1e-5 as 1 - sqrt (Haegele et al. 2024)."""
+    train = dataclasses.replace(PRETRAIN, lr=1e-3, min_lr=1e-5, warmup=0.1, schedule="wsd", decay=0.2)
+    rates = [learning_rate(train, step, 100) for step in range(101)]
+    assert rates[:10] == pytest.approx([1e-4 * step for step in range(10)])
+    assert rates[10:81] == [1e-3] * 71
+    assert rates[80:] == pytest.approx([1e-5 + 99e-5 * (1 - math.sqrt(done / 20)) for done in range(21)])
+
+
+def test_a_trunk_has_no_decay_and_its_branches_are_runs_of_their_length() -> None:
+    """Before the branch every rate is the trunk's; after it that of one `wsd` run of the branch's whole length."""
+    stage = dataclasses.replace(
+        PRETRAIN, lr=1e-3, warmup=0.125, schedule="wsd", decay=0.2, global_batch=16, branches=(16 * 40, 16 * 80)
+    )
+    trunk = trunk_of(stage)
+    assert (trunk.images, trunk.branches) == (16 * 80, (16 * 40, 16 * 80))
+    assert learning_rate(trunk, 79, 80) == 1e-3
+    for left, length in ((40, 50), (80, 100)):
+        branch = decay_of(stage, 16 * left)
+        assert (branch.images, branch.branched_at, branch.branches) == (16 * length, 16 * left, ())
+        alone = dataclasses.replace(stage, images=16 * length, branches=(), warmup=10 / length)
+        for step in range(length):
+            rate = learning_rate(branch, step, length)
+            assert rate == pytest.approx(learning_rate(alone, step, length), rel=1e-12)
+            if step < left:
+                assert rate == pytest.approx(learning_rate(trunk, step, 80), rel=1e-12)

@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling.config import RunConfig
+from scaling.cost import cost
 from scaling.errors import UserError
 from scaling.reading import dump, load_run
 from scaling.study import identity
-from scaling.study.table import PACKAGED, Study, load_study, nested, runs
+from scaling.study.chains import runs
+from scaling.study.plan import data_facts
+from scaling.study.table import PACKAGED, Study, load_study, nested
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -55,6 +58,30 @@ def test_finetunings_of_one_pretraining_share_it(tmp_path: Path) -> None:
     assert len({run.run for run in table}) == len(table) == 4
 
 
+BRANCHED = SMALL["defaults"] | {
+    "pretrain": {"branches": [640, 1280], "schedule": "wsd", "decay": 0.2, "warmup": 0.1}
+    | {"global_batch": 64, "image_size": 32, "lr": 1e-3}
+}
+
+
+def test_decays_branch_off_one_trunk(tmp_path: Path) -> None:
+    """trunk -> a decay a length -> its own finetuning; another branch later does not rename the trunk."""
+    axes = {"strategy": ["ar"], "size": ["pico"]}
+    table = runs(study_of(tmp_path, axes=axes, defaults=BRANCHED), "f")
+    trunk = table[0]
+    assert [(run.stage, run.train.images, run.train.branched_at) for run in table] == [
+        ("pretrain", 1280, None),
+        ("pretrain", 768, 640), ("finetune", 640, None),
+        ("pretrain", 1600, 1280), ("finetune", 640, None),
+    ]  # fmt: skip
+    assert [run.parent for run in table] == [None, trunk.run, table[1].run, trunk.run, table[3].run]
+    assert "-pretrain-at640-s0-" in table[1].run
+    assert (trunk.train.branches, trunk.train.decay) == ((640, 1280), 0.0)
+    assert cost(table[3], 5000, 10).images == 320
+    more = BRANCHED | {"pretrain": BRANCHED["pretrain"] | {"branches": [320, 640, 1280]}}
+    assert runs(study_of(tmp_path, axes=axes, defaults=more), "f")[0].run == trunk.run
+
+
 def test_later_rules_win_and_lists_mean_any(tmp_path: Path) -> None:
     rules = [
         {"when": {"strategy": "ar"}, "set": {"pretrain.lr": 5.0, "engine": "ddp"}},
@@ -91,6 +118,10 @@ def test_exclude(tmp_path: Path) -> None:
         ),
         ({"defaults": SMALL["defaults"] | {"ar.cluster_side": 3}}, ["ar.cluster_side", "3", "1, 2, 4"]),
         ({"defaults": SMALL["defaults"] | {"finetune.images": 10}}, ["finetune.images", "10", "64"]),
+        ({"defaults": BRANCHED | {"pretrain.branches": [650]}}, ["pretrain.branches", "650", "multiples"]),
+        ({"defaults": BRANCHED | {"pretrain.branches": [64, 1280]}}, ["pretrain.branches", "after the warm-up"]),
+        ({"defaults": BRANCHED | {"pretrain.schedule": "cosine"}}, ["pretrain.schedule", "wsd"]),
+        ({"defaults": BRANCHED | {"pretrain.ema": 0.1}}, ["pretrain.ema", "0.1"]),
         ({"name": "a/b"}, ["name", "a/b"]),
     ],
 )
@@ -166,7 +197,9 @@ def test_throughput_is_fifty_steps_each() -> None:
 
 def test_every_packaged_study_expands() -> None:
     for path in sorted(PACKAGED.glob("*.yaml")):
-        assert runs(load_study(path), "f")
+        study = load_study(path)
+        facts = data_facts(study)
+        assert runs(study, "f", facts.samples, facts.classes)
 
 
 def test_quickstart_is_eighteen_stages_with_equal_images() -> None:

@@ -1,0 +1,45 @@
+"""What a cell of the sweep goes through: its stages in their order, and the config of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from scaling.checks import check
+from scaling.config import RunConfig, TrainConfig
+from scaling.errors import UserError
+from scaling.study.table import CellConfig, Study
+
+SECTIONS = {"pretrain": "pretrain", "finetune": "finetune", "finetune_384": "finetune"}
+"""Sections of a cell, a parent before its child, and the stage that each is."""
+PRETRAINED = ("ar", "mae")
+"""Strategies that begin with a pretraining."""
+SHARED = {item.name for item in dataclasses.fields(RunConfig)} & {item.name for item in dataclasses.fields(CellConfig)}
+"""Fields of a cell that all of its stages have."""
+
+
+def sections(cell: CellConfig) -> list[str]:
+    """The sections of the stages that a cell goes through, in their order."""
+    further = ["finetune_384"] if (cell.finetune_384.images or cell.finetune_384.epochs) else []
+    return (["pretrain"] if cell.strategy in PRETRAINED else []) + ["finetune", *further]
+
+
+def stage_run(study: Study, cell: CellConfig, section: str, train: TrainConfig, parent: str | None) -> RunConfig:
+    """The checked config of one stage; a refusal names the section, where `scaling.checks` knows the stage alone."""
+    shared: dict[str, Any] = {name: getattr(cell, name) for name in SHARED}
+    config = RunConfig(
+        study=study.name,
+        purpose=study.purpose,
+        data=study.data,
+        stage=SECTIONS[section],
+        parent=parent,
+        train=train,
+        **shared,
+    )
+    try:
+        check(config)
+    except UserError as error:
+        stage, dot, name = error.field.partition(".")
+        field = f"{section}.{name}" if dot and stage == config.stage else error.field
+        raise UserError(field, error.value, error.valid, error.why) from None
+    return config
