@@ -12,6 +12,7 @@ from analysis.figures import accuracies
 from analysis.figures_laws import VARIABLES
 from analysis.fit import Fit
 from analysis.page import Column
+from analysis.settings import NEEDED, by_arm
 from analysis.tables import Tables
 from analysis.throughput import run_rates
 
@@ -256,7 +257,28 @@ def runs_and_settings(tables: Tables) -> str:
             f"<p>Differing between them: {varying or 'none beyond the table'}.</p></details>"
         )
     note = "<p>Pretraining losses of different strategies are different quantities and must not be compared.</p>"
-    return page.table(runs, RUN_TABLE, tall=True) + note + "".join(settings)
+    return page.table(runs, RUN_TABLE, tall=True) + note + _settings_by_arm(runs) + "".join(settings)
+
+
+def _settings_by_arm(runs: pd.DataFrame) -> str:
+    """Resolution, scans, augmentation and average of every stage and arm, what differs between arms marked."""
+    configs = [
+        {str(name)[7:]: value for name, value in row.items() if str(name).startswith("config.")}
+        for row in runs.to_dict("records")
+    ]
+    rows = by_arm(config for config in configs if all(config.get(name) is not None for name in NEEDED))
+    if not rows:
+        return ""
+    told = [
+        {"stage": row.stage, "arm": row.arm}
+        | {name: f"{value} ≠" if name in row.differing and value else value for name, value in row.values.items()}
+        for row in rows
+    ]
+    columns = [Column(name, name.capitalize() if name.islower() else name, page.text, False) for name in told[0]]
+    note = (
+        "<p>≠ marks what differs between the arms that have this stage: more than the strategy was changed there.</p>"
+    )
+    return page.table(pd.DataFrame(told), columns, tall=True) + note
 
 
 def left_out(tables: Tables) -> str:

@@ -32,10 +32,12 @@ CLUSTERS = ("local", "slurm")
 
 @app.command(epilog="Example: armscale study plan quickstart")
 def plan(study: StudyArgument, root: RootOption = Path(DEFAULT_ROOT)) -> None:
-    """The tree of runs: parameters, FLOPs, memory, device hours, and what is already done."""
-    from scaling.cli.tables import plan_table, show
+    """The tree of runs: parameters, FLOPs, memory, device hours, and what is already done; settings that differ."""
+    from scaling.cli.tables import plan_table, settings_table, show
 
-    show(plan_table(_plan(study, root)))
+    planned = _plan(study, root)
+    show(plan_table(planned))
+    show(settings_table(planned))
 
 
 @app.command(epilog="Example: armscale study launch quickstart --cluster local")

@@ -8,8 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from analysis.settings import SETTINGS, by_arm
 from scaling import rundir
 from scaling.cost import dense_peak
+from scaling.study.identity import flatten
 from scaling.study.plan import Plan, Row
 from scaling.study.progress import last_line
 
@@ -60,6 +62,24 @@ def _plan_cells(row: Row, peak: float) -> list[str]:
         f"{price.state_bytes / 2**30:.2f} GiB",
         f"{flops / (ASSUMED_MFU * peak) / 3600:.2g}" if flops is not None else "",
     ]
+
+
+def settings_table(plan: Plan) -> Table:
+    """What each stage of each arm does to images and weights; what differs between arms stands out."""
+    rows = by_arm(flatten(row.config) for row in plan.rows)
+    caption = "≠ : differs between the arms that have this stage"
+    if any(row.stage == "pretrain" for row in rows) and not any(row.arm.startswith("scratch") for row in rows):
+        caption += "; without the strategy scratch nothing shows what pretraining adds"
+    table = Table(title="settings by stage and arm", caption=caption)
+    for name in ("stage", "arm", *SETTINGS):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        told = [
+            f"[yellow]{row.values[name]} ≠[/]" if name in row.differing and row.values[name] else row.values[name]
+            for name in SETTINGS
+        ]
+        table.add_row(row.stage, row.arm, *told)
+    return table
 
 
 def _styled(state: str) -> str:

@@ -168,7 +168,7 @@ def test_isoflop_spends_its_budgets(tmp_path: Path) -> None:
     for row in rows:
         own = (row.cost.train_flops or 0) + (row.cost.scan_flops or 0)
         spent[row.config.run] = own + spent.get(row.config.parent or "", 0.0)
-        if row.config.stage == "finetune":
+        if row.config.stage == "finetune" and row.config.strategy != "scratch":
             totals.append(spent[row.config.run])
     budgets = [3e18, 1e19, 3e19, 1e20]
     assert len(totals) == 3 * (4 * 4 - 1)
