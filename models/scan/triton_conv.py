@@ -10,7 +10,9 @@ from models.scan.conv_inputs import ConvGradients, ConvInputs
 from models.scan.triton_conv_kernels import conv_backward, conv_forward
 
 TOKENS, CHANNELS = 16, 128
-"""Of a tile; the tokens around it that the width reaches are read again by its neighbours, from the cache."""
+"""Of a tile of the forward; the tokens before it that the width reaches are read again, from the cache."""
+BACKWARD_TOKENS, BACKWARD_CHANNELS = 16, 256
+"""Of a program of the backward: the tokens that it walks along, and two channels a thread."""
 
 
 def prepare(inputs: ConvInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -26,15 +28,13 @@ def flags(inputs: ConvInputs) -> dict[str, int | bool]:
         "SILU": inputs.silu,
         "ORDERED": inputs.order is not None,
         "WIDTH": inputs.weight.shape[1],
-        "TOKENS": TOKENS,
-        "CHANNELS": CHANNELS,
         "enable_fp_fusion": True,
     }
 
 
-def grid(inputs: ConvInputs) -> tuple[int, int, int]:
+def grid(inputs: ConvInputs, tokens: int, wide: int) -> tuple[int, int, int]:
     batch, length, channels = inputs.x.shape
-    return batch, triton.cdiv(length, TOKENS), inputs.groups * triton.cdiv(channels, CHANNELS)
+    return batch, triton.cdiv(length, tokens), inputs.groups * triton.cdiv(channels, wide)
 
 
 def forward(inputs: ConvInputs) -> Tensor:
@@ -42,7 +42,9 @@ def forward(inputs: ConvInputs) -> Tensor:
     batch, length, channels = x.shape
     out = x.new_empty(batch, length, weight.shape[0])
     sizes = (length, channels, inputs.groups)
-    conv_forward[grid(inputs)](x, weight, bias, order, out, *sizes, *x.stride()[:2], **flags(inputs))
+    conv_forward[grid(inputs, TOKENS, CHANNELS)](
+        x, weight, bias, order, out, *sizes, *x.stride()[:2], **flags(inputs), TOKENS=TOKENS, CHANNELS=CHANNELS
+    )
     return out
 
 
@@ -52,11 +54,13 @@ def backward(inputs: ConvInputs, dout: Tensor) -> ConvGradients:
     rows, width = weight.shape
     # Groups share x: their gradients are added up in float32.
     dx = x.new_empty(inputs.groups, *x.shape, dtype=torch.float32 if inputs.groups > 1 else x.dtype)
-    of_taps = weight.new_empty(width + 1, batch * grid(inputs)[1], rows)
+    programs = grid(inputs, BACKWARD_TOKENS, BACKWARD_CHANNELS)
+    of_taps = weight.new_empty(width + 1, batch * programs[1], rows)
     sizes = (length, channels, inputs.groups, batch)
-    conv_backward[grid(inputs)](
-        x, weight, bias, order, dout.contiguous(), dx, of_taps, *sizes, *x.stride()[:2], **flags(inputs)
-    )
+    conv_backward[programs](
+        x, weight, bias, order, dout.contiguous(), dx, of_taps, *sizes, *x.stride()[:2], **flags(inputs),
+        TOKENS=BACKWARD_TOKENS, CHANNELS=BACKWARD_CHANNELS,
+    )  # fmt: skip
     of_taps = of_taps.sum(1)
     return ConvGradients(
         dx.sum(0).to(x.dtype) if inputs.groups > 1 else dx[0],

@@ -21,6 +21,14 @@ def read_tokens(x, stride, order, i, length, c, mask, ORDERED: tl.constexpr):
 
 
 @triton.jit
+def read_token(x, stride, order, i, length, c, mask, ORDERED: tl.constexpr):
+    """The channels c of the token at position i of a group's order, zeros outside the sequence."""
+    at = tl.full(c.shape, 0, tl.int32) + i
+    t = tl.load(order + tl.minimum(tl.maximum(i, 0), length - 1)) if ORDERED else i
+    return tl.load(x + t * stride + c, mask=mask & (at >= 0) & (at < length), other=0.0)
+
+
+@triton.jit
 def place(length, channels, groups, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):
     """Of a program: batch element, group, positions, channels of x and which of them exist."""
     blocks = tl.cdiv(channels, CHANNELS)
@@ -54,39 +62,51 @@ def conv_backward(
     SILU: tl.constexpr, ORDERED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """dx (groups, batch, length, channels); of_taps (width + 1, parts, groups * channels) takes the gradients of the
-    weight and, last, of the bias, a part for each tile of tokens.
+    weight and, last, of the bias, a part for each TOKENS tokens.
 
-    A token's gradient needs the outputs of itself and of the width - 1 tokens after it, which are computed again.
+    A token's gradient needs those of the outputs at itself and at the width - 1 tokens after it. A program walks along
+    its tokens with all of them in registers, so that each is computed once; loads come first, as none passes a store.
     """
-    b, group, i, c, mask = place(length, channels, groups, TOKENS, CHANNELS)
+    blocks = tl.cdiv(channels, CHANNELS)
+    b, first, group = tl.program_id(0).to(tl.int64), tl.program_id(1) * TOKENS, tl.program_id(2) // blocks
+    c = (tl.program_id(2) % blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    mask = c < channels
     wide = group * channels + c
     order += group * length
-    tokens, taps = (), ()
-    for k in tl.static_range(2 * WIDTH - 1):
-        tokens = tokens + (read_tokens(x + b * x_batch, x_token, order, i + k - WIDTH + 1, length, c, mask, ORDERED),)
+    x += b * x_batch
+    dout += b * length * groups * channels + group * channels
+    dx += (group * batch + b) * length * channels
+    taps, tokens, gradients = (), (), ()
     for j in tl.static_range(WIDTH):
-        taps = taps + (tl.load(weight + wide * WIDTH + WIDTH - 1 - j, mask=mask, other=0.0)[None, :],)
-    shift = tl.load(bias + wide, mask=mask, other=0.0)[None, :]
-    part = (b * tl.num_programs(1) + tl.program_id(1)) * groups * channels + wide
-    total = tl.zeros([TOKENS, CHANNELS], tl.float32)
-    for j in tl.static_range(WIDTH):
-        dy = read_tokens(
-            dout + b * length * groups * channels + group * channels, groups * channels, order, i + j, length, c, mask,
-            ORDERED,
-        )  # fmt: skip
+        taps = taps + (tl.load(weight + wide * WIDTH + WIDTH - 1 - j, mask=mask, other=0.0),)
+    shift = tl.load(bias + wide, mask=mask, other=0.0)
+    for k in tl.static_range(TOKENS + 2 * (WIDTH - 1)):
+        tokens = tokens + (read_token(x, x_token, order, first + k - WIDTH + 1, length, c, mask, ORDERED),)
+    for k in tl.static_range(TOKENS + WIDTH - 1):
+        dy = read_token(dout, groups * channels, order, first + k, length, c, mask, ORDERED).to(tl.float32)
         if SILU:
-            y = tl.zeros([TOKENS, CHANNELS], tl.float32) + shift
-            for m in tl.static_range(WIDTH):
-                y += tokens[WIDTH - 1 + j - m] * taps[m]
+            y = shift
+            for j in tl.static_range(WIDTH):
+                y += tokens[k + WIDTH - 1 - j].to(tl.float32) * taps[j]
             s = sigmoid(y)
             dy *= s + y * s * (1.0 - s)
-        total += dy * taps[j]
-        if j == 0:
-            row = batch * tl.num_programs(1) * groups * channels
-            tl.store(of_taps + WIDTH * row + part, tl.sum(dy, axis=0), mask=mask)
-            for m in tl.static_range(WIDTH):
-                slot = of_taps + (WIDTH - 1 - m) * row + part
-                tl.store(slot, tl.sum(dy * tokens[WIDTH - 1 - m], axis=0), mask=mask)
-    t = tl.load(order + i, mask=i < length, other=0) if ORDERED else i
-    at = ((group * batch + b) * length + t[:, None]) * channels + c[None, :]
-    tl.store(dx + at, total.to(dx.dtype.element_ty), mask=(i < length)[:, None] & mask[None, :])
+        gradients = gradients + (dy,)
+    for k in tl.static_range(TOKENS):
+        total = tl.zeros([CHANNELS], tl.float32)
+        for j in tl.static_range(WIDTH):
+            total += gradients[k + j] * taps[j]
+        i = first + k
+        t = tl.load(order + tl.minimum(i, length - 1)) if ORDERED else i
+        there = mask & (tl.full(c.shape, 0, tl.int32) + i < length)
+        tl.store(dx + t * channels + c, total.to(dx.dtype.element_ty), mask=there)
+    part = (b * tl.num_programs(1) + tl.program_id(1)) * groups * channels + wide
+    row = batch * tl.num_programs(1) * groups * channels
+    of_bias = tl.zeros([CHANNELS], tl.float32)
+    for k in tl.static_range(TOKENS):
+        of_bias += gradients[k]
+    tl.store(of_taps + WIDTH * row + part, of_bias, mask=mask)
+    for j in tl.static_range(WIDTH):
+        of_tap = tl.zeros([CHANNELS], tl.float32)
+        for k in tl.static_range(TOKENS):
+            of_tap += gradients[k] * tokens[k + WIDTH - 1 - j].to(tl.float32)
+        tl.store(of_taps + (WIDTH - 1 - j) * row + part, of_tap, mask=mask)

@@ -5,7 +5,7 @@ Exponentials are powers of two; log2(e) is folded into A. An index table gives t
 """
 
 # Triton's language in Python's syntax: its values have no Python types, and its tuples grow by addition alone.
-# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
+# mypy: allow-untyped-defs, allow-incomplete-defs, no-warn-unreachable, disable-error-code="assignment,var-annotated"
 # ruff: noqa: RUF005
 
 from __future__ import annotations
@@ -87,22 +87,34 @@ def scan_forward(
     states += b * N * channels + d
     h = tl.zeros([N, BLOCK], tl.float32)
     for start in range(0, length, EVERY):
+        # A chunk's loads before its stores: the compiler, which cannot tell their addresses apart, lets none pass.
+        places, tokens, steps, gates, outputs = (), (), (), (), ()
+        for k in tl.static_range(EVERY):
+            i = tl.minimum(start + k, length - 1)
+            t = tl.load(order + i) if ORDERED else i
+            places = places + (t,)
+            tokens = tokens + (tl.load(u + t * u_token, mask=mask, other=0.0),)
+            steps = steps + (tl.load(delta + t * delta_token, mask=mask, other=0.0),)
+            if GATED:
+                gates = gates + (tl.load(z + t * z_token, mask=mask, other=0.0),)
         if KEEP:
             write_tile(states, channels, h, n, mask, N)
             states += batch * N * channels
-        for i in range(start, min(start + EVERY, length)):
-            t = tl.load(order + i) if ORDERED else i
-            x = tl.load(u + t * u_token, mask=mask, other=0.0).to(tl.float32)
-            dt = tl.load(delta + t * delta_token, mask=mask, other=0.0).to(tl.float32) + shift
+        for k in tl.static_range(EVERY):
+            t, x = places[k], tokens[k].to(tl.float32)
+            dt = steps[k].to(tl.float32) + shift
             bt, ct = tl.load(B + t * groups * N), tl.load(C + t * groups * N)
             if SOFTPLUS:
                 dt = softplus(dt)
             h = tl.exp2(dt[None, :] * a) * h + (dt * x)[None, :] * bt[:, None]
             y = tl.sum(h * ct[:, None], axis=0) + skip * x
             if GATED:
-                gate = tl.load(z + t * z_token, mask=mask, other=0.0).to(tl.float32)
+                gate = gates[k].to(tl.float32)
                 y *= gate * sigmoid(gate)
-            tl.store(out + t * channels, y.to(out.dtype.element_ty), mask=mask)
+            outputs = outputs + (y,)
+        for k in tl.static_range(EVERY):
+            there = mask & (tl.full([BLOCK], start + k, tl.int32) < length)
+            tl.store(out + places[k] * channels, outputs[k].to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -149,17 +161,28 @@ def scan_backward(
     sum_D = tl.zeros([BLOCK], tl.float32)
     sum_bias = tl.zeros([BLOCK], tl.float32)
     for chunk in range(tl.cdiv(length, EVERY) - 1, -1, -1):
+        # A chunk's loads before its stores, as in the forward.
         h = tl.load(states + (chunk * batch + b) * N * channels + tile, mask=mask[None, :], other=0.0)
         before, steps, tokens, adjoints, slopes = (h,), (), (), (), ()
+        places, gates, gate_gradients, dCs = (), (), (), ()
         for k in tl.static_range(EVERY):
             i = tl.minimum(chunk * EVERY + k, length - 1)
             t = tl.load(order + i) if ORDERED else i
             there = mask & (tl.full([BLOCK], chunk * EVERY + k, tl.int32) < length)
-            x = tl.load(u + t * u_token, mask=there, other=0.0).to(tl.float32)
-            raw = tl.load(delta + t * delta_token, mask=there, other=0.0).to(tl.float32) + shift
-            dy = tl.load(dout + t * channels, mask=there, other=0.0).to(tl.float32)
-            bt = tl.load(B + t * groups * N)
-            ct = tl.load(C + t * groups * N)
+            places = places + (t,)
+            tokens = tokens + (tl.load(u + t * u_token, mask=there, other=0.0),)
+            steps = steps + (tl.load(delta + t * delta_token, mask=there, other=0.0),)
+            adjoints = adjoints + (tl.load(dout + t * channels, mask=there, other=0.0),)
+            if GATED:
+                gates = gates + (tl.load(z + t * z_token, mask=there, other=0.0),)
+        raws, grads = steps, adjoints
+        steps, adjoints = (), ()
+        for k in tl.static_range(EVERY):
+            there = mask & (tl.full([BLOCK], chunk * EVERY + k, tl.int32) < length)
+            x, dy = tokens[k].to(tl.float32), grads[k].to(tl.float32)
+            raw = raws[k].to(tl.float32) + shift
+            bt = tl.load(B + places[k] * groups * N)
+            ct = tl.load(C + places[k] * groups * N)
             dt, slope = raw, tl.full([BLOCK], 1.0, tl.float32)
             if SOFTPLUS:
                 dt, slope = softplus(raw), sigmoid(raw)
@@ -167,26 +190,27 @@ def scan_backward(
             # value here, the compiler would keep the exponentials of a chunk, and spill them.
             h = tl.exp2(tl.where(there, dt, 0.0)[None, :] * a) * h + (dt * x)[None, :] * bt[:, None]
             if GATED:
-                gate = tl.load(z + t * z_token, mask=there, other=0.0).to(tl.float32)
+                gate = gates[k].to(tl.float32)
                 s = sigmoid(gate)
                 y = tl.sum(h * ct[:, None], axis=0) + skip * x
-                dgate = dy * y * (s + gate * s * (1.0 - s))
-                tl.store(dz + t * channels, dgate.to(dz.dtype.element_ty), mask=there)
+                gate_gradients = gate_gradients + (dy * y * (s + gate * s * (1.0 - s)),)
                 dy *= gate * s
-            tl.store(
-                dC + t * groups * N,
-                tl.sum(h * dy[None, :], axis=1),
-                mask=tl.full([N], chunk * EVERY + k, tl.int32) < length,
-            )
-            before, steps, tokens = before + (h,), steps + (dt,), tokens + (x,)
+            dCs = dCs + (tl.sum(h * dy[None, :], axis=1),)
+            before, steps = before + (h,), steps + (dt,)
             adjoints, slopes = adjoints + (dy,), slopes + (slope,)
+        for k in tl.static_range(EVERY):
+            inside_chunk = chunk * EVERY + k
+            tl.store(dC + places[k] * groups * N, dCs[k], mask=tl.full([N], inside_chunk, tl.int32) < length)
+            if GATED:
+                there = mask & (tl.full([BLOCK], inside_chunk, tl.int32) < length)
+                tl.store(dz + places[k] * channels, gate_gradients[k].to(dz.dtype.element_ty), mask=there)
         for k in tl.static_range(EVERY - 1, -1, -1):
             i = tl.minimum(chunk * EVERY + k, length - 1)
-            t = tl.load(order + i) if ORDERED else i
+            t = tl.load(order + i) if ORDERED else i  # again: kept, the chunk's places would spill
             there = mask & (tl.full([BLOCK], chunk * EVERY + k, tl.int32) < length)
             bt = tl.load(B + t * groups * N)
             ct = tl.load(C + t * groups * N)
-            dt, x, dy = steps[k], tokens[k], adjoints[k]
+            dt, x, dy = steps[k], tokens[k].to(tl.float32), adjoints[k]
             g += ct[:, None] * dy[None, :]
             tl.store(
                 dB + t * groups * N,

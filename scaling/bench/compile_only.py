@@ -51,19 +51,18 @@ def _kernels(directions: int) -> list[_Kernel]:
     scan = {"SOFTPLUS": True, "GATED": True, "ORDERED": ordered, "N": STATES, "EVERY": triton_scan.EVERY}
     block = triton_scan.forward_block(CHANNELS)
     back = triton_scan.BACKWARD_BLOCK
-    conv = {
-        "SILU": True,
-        "ORDERED": ordered,
-        "WIDTH": 4,
-        "TOKENS": triton_conv.TOKENS,
-        "CHANNELS": triton_conv.CHANNELS,
-    }
-    outputs = triton_conv.TOKENS * triton_conv.CHANNELS / (32 * 4)
+    conv = {"SILU": True, "ORDERED": ordered, "WIDTH": 4}
+    tile = {"TOKENS": triton_conv.TOKENS, "CHANNELS": triton_conv.CHANNELS}
+    walk = {"TOKENS": triton_conv.BACKWARD_TOKENS, "CHANNELS": triton_conv.BACKWARD_CHANNELS}
     return [
-        _Kernel(triton_kernels.scan_forward, scan | {"KEEP": True, "BLOCK": block}, block // 32, STATES),
+        _Kernel(
+            triton_kernels.scan_forward, scan | {"KEEP": True, "BLOCK": block}, block // 32, STATES * triton_scan.EVERY
+        ),
         _Kernel(triton_kernels.scan_backward, scan | {"BLOCK": back}, 1, STATES * back / 32 * triton_scan.EVERY),
-        _Kernel(triton_conv_kernels.conv_forward, conv, 4, outputs),
-        _Kernel(triton_conv_kernels.conv_backward, conv, 4, outputs),
+        *(
+            _Kernel(kernel, conv | shape, 4, shape["TOKENS"] * shape["CHANNELS"] / (32 * 4))
+            for kernel, shape in ((triton_conv_kernels.conv_forward, tile), (triton_conv_kernels.conv_backward, walk))
+        ),
     ]
 
 

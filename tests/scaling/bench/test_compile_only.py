@@ -47,10 +47,12 @@ def test_kernels_for_hopper(tmp_path: Path) -> None:
         if row["kernel"] == "scan_forward":
             assert row["shuffles"] == 0
             assert 1 <= row["exponentials"] <= 1.2
-            assert row["instructions"] <= 11
+            assert row["instructions"] <= 11.2  # of a whole chunk, with the stores of its kept state
         if row["kernel"] == "scan_backward":
             assert row["shuffles"] <= 3
             assert row["instructions"] <= 34
+        if row["kernel"] == "conv_backward":
+            assert row["instructions"] <= 64
 
 
 def test_an_architecture_that_is_none() -> None:
