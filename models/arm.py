@@ -92,6 +92,18 @@ class ARM(WithTables):
             "mask": clusters_so_far(encoder.patches - cluster, cluster),
         }
 
+    def features(self, images: Tensor) -> Tensor:
+        """images (batch, channels, size, size), normalised, to (batch, width): what probes read.
+
+        All clusters in the order of pretraining, the last one too; the last block's output, normed as for the decoder,
+        averaged over the patches.
+        """
+        encoder = self.encoder.config
+        tokens = self.encoder.embedding(images).index_select(1, self.get_buffer("sequence"))
+        seen = clusters_so_far(encoder.patches, self.config.cluster_side**2).to(images.device)
+        (tokens,) = self.encoder(tokens, seen if encoder.encoder == "vit" else None)
+        return self.decoder.norms[-1](tokens).mean(dim=1)
+
     def forward(self, images: Tensor, noise: Noise | None = None) -> Prediction:
         """images (batch, channels, size, size), normalised; positions in sequence order, from the second cluster on."""
         encoder, cluster = self.encoder.config, self.config.cluster_side**2

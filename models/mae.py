@@ -70,6 +70,14 @@ class MAE(nn.Module):
         lowest = torch.argsort(ranks, dim=1, stable=True)[:, : self.config.visible(encoder.patches)]
         return lowest.sort(dim=1).values
 
+    def features(self, images: Tensor) -> Tensor:
+        """images (batch, channels, size, size), normalised, to (batch, width): what probes read.
+
+        No patch is masked; the last block's output, normed as for the decoder, averaged over the patches.
+        """
+        (tokens,) = self.encoder(self.encoder.embedding(images))
+        return self.decoder.norm_encoded(tokens).mean(dim=1)
+
     def forward(self, images: Tensor, noise: Noise | None = None) -> Prediction:
         """images (batch, channels, size, size), normalised; positions are in raster order, and a position's loss is its
         mean over the samples that mask it (0 where none does)."""

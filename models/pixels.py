@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -20,6 +21,26 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     column, channel (sheet 2)."""
     patches = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)
     return patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
+    """The inverse of `patchify`: (batch, patches, patch values) of a square grid to (batch, channels, size, size)."""
+    side = math.isqrt(patches.shape[1])
+    grid = patches.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (side, side))
+    return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def pixels_of(prediction: Tensor, images: Tensor, patch_size: int, target: str) -> Tensor:
+    """Predictions (batch, patches, patch values) in raster order as pixels in the range of `images`.
+
+    Of normalized targets a model predicts a patch up to its mean and deviation, which are taken from the true one, as
+    MAE's own pictures do.
+    """
+    if target == "raw":
+        return prediction
+    patches = patchify(images.float(), patch_size)
+    variance, mean = patches.var(dim=2, keepdim=True), patches.mean(dim=2, keepdim=True)
+    return prediction * (variance + 1e-6).sqrt() + mean
 
 
 def targets_of(images: Tensor, patch_size: int, target: str) -> Tensor:

@@ -27,6 +27,8 @@ from scaling.errors import UserError
 from scaling.files import atomic_write
 
 FORMAT = "armscale"
+WEIGHTS = "weights.safetensors"
+"""The file of a run folder that holds its final weights."""
 FORMATS = ("official", "native", "safetensors")
 KINDS: dict[str, type[ObjectiveConfig]] = {kind.__name__: kind for kind in (ARConfig, MAEConfig, SupervisedConfig)}
 
@@ -43,8 +45,10 @@ def header_of(encoder: EncoderConfig, objective: ObjectiveConfig) -> dict[str, s
 def read_module(path: Path) -> nn.Module:
     """The ARM, MAE or Classifier in a native file, or in an official checkpoint (.pth, or safetensors of its names).
 
-    Raises UserError for a file that is missing, is neither, or would need unsafe loading.
+    A folder stands for the weights in it. Raises UserError for a file that is missing, is neither, or would need
+    unsafe loading.
     """
+    path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise UserError("input", str(path), "a checkpoint file")
     if path.suffix != ".safetensors":

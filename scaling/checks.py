@@ -9,11 +9,14 @@ from models.config import check as check_model
 from models.ladder import SIZES
 from scaling.config import (
     ENGINES,
+    EVALUATORS,
     PRECISIONS,
     PURPOSES,
     SCHEDULES,
     STAGES,
     STRATEGIES,
+    VARIANTS,
+    EvaluatorConfig,
     RunConfig,
     TrainConfig,
     augmentation,
@@ -92,8 +95,26 @@ def _check_train(train: TrainConfig, stage: str) -> None:
     choice(f"{stage}.schedule", train.schedule, SCHEDULES)
     if (train.branches or train.branched_at) and train.schedule != "wsd":
         raise UserError(f"{stage}.schedule", train.schedule, "wsd", why="only a constant rate lets decays branch off")
+    for number, evaluator in enumerate(train.evaluate):
+        check_evaluator(evaluator, stage, f"{stage}.evaluate[{number}]")
     try:
         augmentation(train)
     except UserError as error:
         name = error.field.removeprefix("augmentation.")
         raise UserError(f"{stage}.{'crop_scale' if name == 'scale' else name}", error.value, error.valid) from None
+
+
+def check_evaluator(evaluator: EvaluatorConfig, stage: str, where: str) -> None:
+    """One entry of a stage's `evaluate` list; `where` names it."""
+    choice(f"{where}.kind", evaluator.kind, EVALUATORS[stage])
+    if evaluator.every < 0:
+        raise UserError(f"{where}.every", evaluator.every, "steps, or 0: after training alone")
+    for name in ("k", "temperature"):
+        if getattr(evaluator, name) <= 0:
+            raise UserError(f"{where}.{name}", getattr(evaluator, name), "numbers above 0")
+    if evaluator.dataset:
+        choice(f"{where}.dataset", evaluator.dataset, VARIANTS)
+        choice(f"{where}.kind", evaluator.kind, ("classification",))
+    if bool(evaluator.dataset) != bool(evaluator.path):
+        both = {"dataset": evaluator.dataset, "path": evaluator.path}
+        raise UserError(f"{where}.path", both, "the dataset's name and its path, or neither")

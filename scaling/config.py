@@ -18,6 +18,13 @@ ENGINES = ("single", "ddp", "fsdp")
 PRECISIONS = ("fp32", "bf16")
 PURPOSES = ("accuracy", "throughput")
 SCHEDULES = ("cosine", "wsd")
+EVALUATORS = {
+    "pretrain": ("pretrain_loss", "knn", "linear_probe", "reconstruction", "throughput"),
+    "finetune": ("classification", "knn", "linear_probe", "throughput"),
+}
+"""Kinds of evaluators that a stage may have; scaling/evaluate says what each does."""
+VARIANTS = ("imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-real")
+"""Test sets that ask an ImageNet classifier for its own classes; scaling/evaluate/imagenet.py has their rules."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,18 @@ class ModelConfig:
     depth: int | None = None
     width: int | None = None
     patch_size: int = 16
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    """One entry of a stage's `evaluate` list. It runs after training and, if `every` is above 0, during it."""
+
+    kind: str = "classification"
+    every: int = 0  # steps between two evaluations during training; 0: after it alone
+    dataset: str = ""  # classification: one of VARIANTS instead of the run's own test split
+    path: str = ""  # its packed shards, or the file of labels of imagenet-real
+    k: int = 20  # knn: neighbours that vote (Caron et al. 2021, DINO, appendix F)
+    temperature: float = 0.07  # knn: of their votes (as above)
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,9 @@ class TrainConfig:
     flip: bool = True
     eval_resize: str = "square"
     eval_batch: int = 256
+    evaluate: list[EvaluatorConfig] = field(
+        default_factory=lambda: [EvaluatorConfig("pretrain_loss"), EvaluatorConfig("reconstruction")]
+    )
     log_every: int = 10  # steps
     checkpoint_every: int = 1000  # steps
     keep_checkpoints: int = 2
@@ -103,6 +125,7 @@ FINETUNE = TrainConfig(
     randaugment="rand-m9-mstd0.5-inc1",
     erasing=0.25,
     crop_scale=(0.08, 1.0),
+    evaluate=[EvaluatorConfig("classification")],
 )
 STAGE_DEFAULTS = {"pretrain": PRETRAIN, "finetune": FINETUNE}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from data.batch import Batch, EvaluationBatch, mix, normalize
+from data.batch import Batch, mix, normalize
 from data.index import Index
 from scaling.config import RunConfig, augmentation
 
@@ -29,8 +29,3 @@ class InputPipeline:
         if not self.augmentation.mixes:
             return images, labels
         return mix(images, labels, batch.positions, self.augmentation, len(self.index.classes), seed=self.seed)
-
-    def plain(self, batch: EvaluationBatch) -> tuple[Tensor, Tensor]:
-        """Evaluation inputs: images and class indices."""
-        images = normalize(batch.images, self.index.mean, self.index.std, device=self.device)
-        return images, batch.labels.to(self.device, non_blocking=True)

@@ -24,6 +24,8 @@ def merge(schema: Any, given: Any, overrides: list[str] | None = None) -> Any:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(given))
     except OmegaConfBaseException as error:
         raise _explained(error, schema) from None
+    except TypeError as error:  # a list where a mapping belongs, or the reverse
+        raise UserError("config", given, str(error)) from None
     for override in overrides or []:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -34,6 +36,8 @@ def merge(schema: Any, given: Any, overrides: list[str] | None = None) -> Any:
             merged = OmegaConf.merge(merged, change)
         except OmegaConfBaseException as error:
             raise _explained(error, schema) from None
+        except TypeError as error:
+            raise UserError(key, value, str(error)) from None
         except yaml.YAMLError:
             raise UserError(key, value, "a YAML value") from None
     return OmegaConf.to_object(merged)
@@ -42,7 +46,8 @@ def merge(schema: Any, given: Any, overrides: list[str] | None = None) -> Any:
 def _explained(error: OmegaConfBaseException, schema: Any) -> UserError:
     """OmegaConf's error as ours: which key, what it was, what could stand there."""
     name = error.full_key or error.key or "config"
-    valid = _valid_keys(schema, str(name))
+    inside_list = isinstance(error.object_type, type) and dataclasses.is_dataclass(error.object_type)
+    valid = _valid_keys(error.object_type, "") if inside_list else _valid_keys(schema, str(name))
     message = str(error.msg or error).splitlines()[0]
     if valid and str(name).rpartition(".")[2] not in valid:
         return UserError("field", str(name), valid, why="no such field")

@@ -7,15 +7,16 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
-from data.batch import Batch, EvaluationBatch
+from data.batch import Batch
 from data.index import Index, read_index, split_folder
-from data.stream import open_evaluation, open_stream
+from data.stream import open_stream
 from models.build import build_on_meta
 from models.config import MAEConfig
 from models.initialize import initialize
@@ -38,6 +39,8 @@ from scaling.study.plan import require_split
 from scaling.summary import write_summary
 from scaling.train import train
 from scaling.weights import WEIGHTS, export
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -86,24 +89,12 @@ class Run:
         )
         return iter(stream)
 
-    def open_evaluation_stream(self) -> Iterator[EvaluationBatch]:
-        """Every image of the test split once over all ranks."""
-        config, rank = self.config, self.engine.rank
-        return iter(
-            open_evaluation(
-                split_folder(config.data.shards, "test"),
-                augmentation(config.train),
-                batch=config.train.eval_batch,
-                rank=rank.rank,
-                ranks=rank.ranks,
-                workers=config.data.workers,
-            )
-        )
-
-    def leave_if_asked(self) -> None:
-        """Between two batches of an evaluation, where everything is already committed."""
-        if self.stop.requested():
-            raise Stopped(f"{self.stop.reason} during evaluation")
+    def polled(self, batches: Iterator[T]) -> Iterator[T]:
+        """The batches of an evaluation; between two of them, where everything is committed, the run may leave."""
+        for batch in batches:
+            if self.stop.requested():
+                raise Stopped(f"{self.stop.reason} during evaluation")
+            yield batch
 
 
 def run_folder(config: RunConfig, path: Path, root: Path) -> Path:

@@ -2,7 +2,7 @@
 
 <root>/<study>/study.yaml, report/, tables/
 <root>/<study>/<run>/config.yaml, environment.json, status.json, attempts/N, metrics.jsonl, evaluations.jsonl,
-                     summary.json, checkpoints/step-00001000/, logs/
+                     summary.json, checkpoints/step-00001000/, logs/, pictures/
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ EVALUATIONS: Final = "evaluations.jsonl"
 SUMMARY: Final = "summary.json"
 CHECKPOINTS: Final = "checkpoints"
 LOGS: Final = "logs"
+PICTURES: Final = "pictures"
 
 STATES: Final = ("planned", "queued", "running", "stopped", "completed", "failed", "cancelled", "blocked")
 """The states of status.json."""

@@ -64,12 +64,18 @@ def _own(run: Run) -> dict[str, Any]:
 
 
 def _measured(run: Run, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The last evaluation of the weights that the config names: averaged if the average is on, never a maximum."""
+    """The last evaluation of the weights that the config names (averaged if that is on), never a maximum.
+
+    It is the stage's own: other test sets, k-NN and probes stand in evaluations.jsonl alone.
+    """
     wanted = "ema" if run.engine.average else "raw"
-    final: dict[str, Any] = next((row for row in reversed(evaluations) if row["weights"] == wanted), {})
-    accuracies = [row["top1"] for row in evaluations if row.get("top1") is not None]
+    protocol = "finetune" if run.config.classifies else "pretrain_loss"
+    own = [row for row in evaluations if (row["protocol"], row["dataset"]) == (protocol, run.index.source)]
+    final: dict[str, Any] = next((row for row in reversed(own) if row["weights"] == wanted), {})
+    past = rundir.read_lines(run.attempt.folder / rundir.EVALUATIONS)[0]
+    accuracies = [row["top1"] for row in past if row["protocol"] == "finetune" and row["dataset"] == run.index.source]
     return {
-        "pretrain_loss": final.get("loss") if final.get("protocol") == "pretrain_loss" else None,
+        "pretrain_loss": final.get("loss") if protocol == "pretrain_loss" else None,
         "top1": final.get("top1"),
         "top1_best": max(accuracies, default=None),
         "protocol": final.get("protocol"),

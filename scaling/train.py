@@ -16,6 +16,7 @@ from data.batch import Batch
 from scaling import checkpoint
 from scaling.cost import utilisation
 from scaling.environment import device_name
+from scaling.evaluate import evaluate, having_turn
 from scaling.randomness import step_noise
 from scaling.schedule import learning_rate
 from scaling.stop import Stopped
@@ -52,12 +53,16 @@ def train(run: Run) -> None:
         if counters.step % config.log_every == 0 or finished:
             interval.write(run, batch.epoch)
         stopping = engine.any(run.stop.requested())
-        if finished or stopping or counters.step % config.checkpoint_every == 0:
+        evaluating = not finished and bool(having_turn(run.config, counters.step, finished=False))
+        if finished or stopping or evaluating or counters.step % config.checkpoint_every == 0:
             interval.credit(run)
             checkpoint.save(run.attempt, engine.state(), counters, config.keep_checkpoints)
             interval.exclude_save()
         if stopping and not finished:
             raise Stopped(f"{run.stop.reason or 'another rank was asked to stop'} at step {counters.step}")
+        if evaluating:  # after the state is committed, so that a stop in its midst loses nothing
+            evaluate(run, finished=False)
+            interval.exclude_save()
 
 
 @dataclass

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save
 
-from models.weights import header_of
+from models.weights import WEIGHTS, header_of
 from scaling import files
 
 if TYPE_CHECKING:
     from scaling.run import Run
-
-WEIGHTS = "weights.safetensors"
 
 
 def export(run: Run) -> None:

@@ -10,6 +10,7 @@ def register(app: typer.Typer) -> None:
     from scaling.cli import analysis, bench, data, study
     from scaling.cli.convert import convert
     from scaling.cli.doctor import doctor
+    from scaling.cli.evaluate import evaluate
     from scaling.cli.run import run
 
     app.add_typer(data.app, name="data")
@@ -21,4 +22,5 @@ def register(app: typer.Typer) -> None:
     app.command("plan-next")(analysis.plan_next)
     app.add_typer(bench.app, name="bench")
     app.command()(convert)
+    app.command()(evaluate)
     app.command()(doctor)

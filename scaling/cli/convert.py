@@ -25,9 +25,8 @@ def convert(
     Example: armscale convert runs/imagenet/ar-mamba-base-... arm_base.pth --to official
     """
     from models.weights import read_module, write_module
-    from scaling.weights import WEIGHTS
 
-    module = read_module(input / WEIGHTS if input.is_dir() else input)
+    module = read_module(input)
     write_module(module, output, to)
     tensors = sum(tensor.numel() for tensor in module.parameters())
     print(f"{output}: {type(module).__name__}, {tensors:,} parameters, {to}")

@@ -8,7 +8,13 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from models.noise import Noise
 from scaling.config import RunConfig
@@ -54,6 +60,8 @@ class ShardedEngine(Engine):
             ),
         )
         self.parts.append(sharded)
+        if is_root:
+            register_fsdp_forward_method(self.module, "features")  # what k-NN and probes call
 
     def allocate(self, objective: nn.Module) -> None:
         objective.to_empty(device="cpu" if self.options.offload else self.device)

@@ -1,41 +1,69 @@
-"""What a finished stage is worth, on the whole test split."""
+"""What a stage is worth: the evaluators in its config, on the weights as they stand, during training and after it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from data.index import has_split
 from scaling import rundir
+from scaling.config import EvaluatorConfig, RunConfig
 from scaling.evaluate.classify import classify
+from scaling.evaluate.inference import throughput
+from scaling.evaluate.knn import knn
+from scaling.evaluate.pictures import reconstruction
 from scaling.evaluate.pretraining import pretrain_loss
+from scaling.evaluate.probe import linear_probe
+from scaling.evaluate.subject import Subject, subject_of
 from scaling.metrics import Records
 
 if TYPE_CHECKING:
     from scaling.run import Run
 
+Evaluator = Callable[[Subject, EvaluatorConfig], dict[str, Any] | None]
+"""Gives its part of a row of evaluations.jsonl; or writes a file of its own and gives None."""
 
-def evaluate(run: Run) -> list[dict[str, Any]]:
-    """Evaluates the raw and, where it is on, the averaged weights; appends to evaluations.jsonl and returns the rows.
+BUILDERS: dict[str, Evaluator] = {
+    "classification": classify,
+    "pretrain_loss": pretrain_loss,
+    "knn": knn,
+    "linear_probe": linear_probe,
+    "reconstruction": reconstruction,
+    "throughput": throughput,
+}
 
-    Classification for stages that use labels; else the objective on the test split, where the shards have one. Nothing
-    where the purpose is throughput.
+
+def having_turn(config: RunConfig, step: int, *, finished: bool) -> list[EvaluatorConfig]:
+    """The evaluators whose turn it is after `step` steps: by their cadence, and all of them after the last.
+
+    None where the purpose is throughput, nor for a pretraining on shards without a test split.
     """
-    if run.config.purpose == "throughput":
+    if config.purpose == "throughput" or not (config.classifies or has_split(config.data.shards, "test")):
         return []
-    if not run.config.classifies and not has_split(run.config.data.shards, "test"):
+    return [entry for entry in config.train.evaluate if finished or (entry.every and step % entry.every == 0)]
+
+
+def evaluate(run: Run, *, finished: bool = True) -> list[dict[str, Any]]:
+    """Runs the evaluators whose turn it is and returns their rows.
+
+    The raw and, where it is on, the averaged weights are evaluated; rows are appended to evaluations.jsonl.
+    """
+    config, step = run.config, run.counters.step
+    entries = having_turn(config, step, finished=finished)
+    if not entries:
         return []
     records = Records(run.attempt, rundir.EVALUATIONS, rundir.EVALUATION_KEYS)
+    subject = subject_of(run)
     rows = []
     for weights in ("raw", "ema") if run.engine.average else ("raw",):
         with run.engine.evaluating(averaged=weights == "ema"):
-            measured = classify(run) if run.config.classifies else pretrain_loss(run)
-        row = measured | {
-            "dataset": run.index.source,
-            "resolution": run.config.train.image_size,
-            "weights": weights,
-            "step": run.counters.step,
-        }
-        records.write(row)
-        rows.append(row)
+            for entry in entries:
+                measured = BUILDERS[entry.kind](subject, entry)
+                if measured is None:
+                    continue
+                facts = {"dataset": run.index.source, "resolution": config.train.image_size}
+                row = facts | {"weights": weights, "step": step} | measured
+                records.write(row)
+                rows.append(row)
     records.close()
     return rows
