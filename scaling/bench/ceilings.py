@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -13,7 +14,7 @@ import torch
 class Ceilings:
     bytes_per_second: float  # of a copy much larger than the caches, read and written bytes together
     flops_per_second: float  # of a float32 matrix product
-    exponentials_per_second: float  # of torch.exp on numbers that stay in the cache
+    exponentials_per_second: float  # of torch.exp on numbers in the cache; on a GPU with Triton, in registers
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
@@ -42,6 +43,13 @@ def measure(device: torch.device) -> Ceilings:
     side = 1024 if device.type == "cpu" else 8192
     a, b = torch.ones(side, side, device=device), torch.ones(side, side, device=device)
     multiplied = 2 * side**3 / best(lambda: torch.mm(a, b))
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from scaling.bench.exponent_unit import EXPONENTIALS, exponentials_in_registers
+
+        programs = 32 * torch.cuda.get_device_properties(device).multi_processor_count
+        return Ceilings(
+            copied, multiplied, programs * EXPONENTIALS / best(lambda: exponentials_in_registers(programs, device))
+        )
     few = 1 << (14 if device.type == "cpu" else 20)
     numbers, powers = torch.linspace(-4, 0, few, device=device), torch.empty(few, device=device)
 

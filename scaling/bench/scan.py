@@ -50,18 +50,18 @@ class Case:
 
 def make_inputs(case: Case, device: torch.device, dtype: torch.dtype) -> ScanInputs:
     """As a freshly initialised mixer gives them: A = -1 .. -state, steps of 1e-3 to 1e-1."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     tokens = (case.batch, case.length, case.channels * case.directions)
     matrices = (case.batch, case.length, case.directions, case.state)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
 
-    steps = torch.rand(tokens[2], generator=generator).mul(4.6).sub(6.9).exp()
+    steps = torch.rand(tokens[2], generator=generator, device=device).mul(4.6).sub(6.9).exp()
     orders = None
     if case.directions > 1:
-        orders = torch.stack([torch.randperm(case.length, generator=generator) for _ in range(case.directions)])
-        orders = orders.to(device)
+        drawn = [torch.randperm(case.length, generator=generator, device=device) for _ in range(case.directions)]
+        orders = torch.stack(drawn)
     return ScanInputs(
         u=normal(*tokens),
         delta=normal(*tokens) * 0.1,
@@ -70,7 +70,7 @@ def make_inputs(case: Case, device: torch.device, dtype: torch.dtype) -> ScanInp
         C=normal(*matrices),
         D=torch.ones(tokens[2], device=device),
         z=normal(*tokens),
-        delta_bias=torch.log(torch.expm1(steps)).to(device),
+        delta_bias=torch.log(torch.expm1(steps)),
         delta_softplus=True,
         order=orders,
     )

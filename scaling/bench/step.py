@@ -20,7 +20,7 @@ from scaling.bench import ceilings
 from scaling.bench import scan as scan_bench
 from scaling.bench.memory import peak_bytes
 from scaling.bench.official import OfficialLoop
-from scaling.bench.timing import Timing, interleave, ratio, summarize
+from scaling.bench.timing import Timing, first_line, interleave, ratio, summarize
 from scaling.bench.trainer import CLASSES, StepCase, Trainer, scan_calls
 from scaling.config import RunConfig
 from scaling.cost import dense_peak, utilisation
@@ -56,8 +56,8 @@ def step_bench(
         try:
             contender.build(device)
             built[contender.name] = contender
-        except (RuntimeError, AssertionError) as error:
-            failed.append({"name": contender.name, "error": _first_line(error)})
+        except Exception as error:  # noqa: BLE001 - what a compiler raises has no common class
+            failed.append({"name": contender.name, "error": first_line(error)})
     inputs, calls = scan_calls(config, device)
     wait = ceilings.synchronizer(device)
     runs: dict[str, Callable[[], object]] = {name: contender.run for name, contender in built.items()}
@@ -175,7 +175,3 @@ def _row(
         "scan_share": None if share is None else share.row(),
         "times_faster_than": {name: ratio(timing, step).row() for name, timing in others.items()},
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -75,3 +75,8 @@ def _seconds(run: Callable[[], object], calls: int, synchronize: Callable[[], No
 def ratio(slower: Timing, faster: Timing) -> Timing:
     """How many times `faster` fits into `slower`, round by round: above 1 means that it deserves the name."""
     return summarize([a / b for a, b in zip(slower.rounds, faster.rounds, strict=True)])
+
+
+def first_line(error: BaseException) -> str:
+    """A contender's failure as its row tells it."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

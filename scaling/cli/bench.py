@@ -1,4 +1,4 @@
-"""armscale bench scan | step | loader."""
+"""armscale bench scan | step | loader | scaling | gpu."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scaling.cli import bench_tables
 from scaling.errors import UserError
 
 app = typer.Typer(no_args_is_help=True)
@@ -63,7 +64,7 @@ def scan(
         from scaling.bench import compile_only as compiled
 
         report = compiled.report(compile_only)
-        _print_kernels(report)
+        bench_tables.print_kernels(report)
         _save(report, output)
         return
     import torch
@@ -81,7 +82,7 @@ def scan(
     torch.set_num_threads(threads)
     case = Case(batch, length, channels, state, directions)
     report = measure(case, _device(device), getattr(torch, dtype), _names(backend), _names(baseline), rounds)
-    _print_scan(report)
+    bench_tables.print_scan(report)
     _save(report, output)
 
 
@@ -103,7 +104,7 @@ def loader(
 
     torch.set_num_threads(threads)
     report = loader_bench(LoaderCase(images=images), _device(device), rounds)
-    _print_loader(report)
+    bench_tables.print_loader(report)
     _save(report, output)
 
 
@@ -149,100 +150,75 @@ def step(
         checkpointing=checkpointing,
     )
     report = step_bench(case, place, _names(backend), _names(mode), _names(baseline), rounds)
-    print_step(report)
+    bench_tables.print_step(report)
     _save(report, output)
 
 
-def print_step(report: dict[str, Any]) -> None:
-    """The table of a step bench."""
-    from rich.console import Console
-    from rich.table import Table
+@app.command()
+def scaling(
+    ranks: Annotated[int, typer.Option(min=1, help="the most; 1, 2, 4 .. are measured too")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    engine: Annotated[str, typer.Option(help="names with commas: ddp, fsdp, deepspeed")] = "ddp,fsdp",
+    kind: Annotated[
+        str, typer.Option(help="weak (micro-batch a rank), strong (over all ranks), or both")
+    ] = "weak,strong",
+    strategy: str = "ar",
+    encoder: str = "mamba",
+    size: str = "pico",
+    stage: str = "pretrain",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16; bf16 on cuda and fp32 on cpu if empty")] = "",
+    micro_batch: int = 8,
+    mode: Annotated[str, typer.Option(help="eager or compiled")] = "eager",
+    passes: Annotated[int, typer.Option(min=1, help="over all world sizes")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="of the CPU, a rank")] = 1,
+    output: Annotated[Path | None, typer.Option(help="FILE.json")] = None,
+) -> None:
+    """Time train steps on 1 to N ranks, which the command starts itself: weak and strong scaling by engine.
 
-    case, rows = report["case"], report["results"]
-    baselines = [row["name"] for row in rows if row["name"].startswith("baseline ") and "error" not in row]
-    table = Table(
-        title=f"{case['strategy']} {case['encoder']} {case['size']} {case['stage']} at {report['image_size']} px on "
-        f"{report['device']}, {report['threads']} thread(s), {case['engine']}, {case['precision']}: "
-        f"{case['micro_batch']} x {case['accumulation']} images a step"
+    Example: armscale bench scaling --ranks 8 --device cuda --size large --micro-batch 128 --mode compiled
+    """
+    from scaling.bench.scaling import scaling_bench
+    from scaling.bench.trainer import StepCase
+
+    _device(device)
+    if mode not in ("eager", "compiled"):
+        raise UserError("--mode", mode, ["eager", "compiled"])
+    case = StepCase(
+        strategy=strategy,
+        encoder=encoder,
+        size=size,
+        stage=stage,
+        precision=precision or ("bf16" if device == "cuda" else "fp32"),
+        micro_batch=micro_batch,
     )
-    table.add_column("contender")
-    for heading in ("ms a step", "quartiles", "images/s", "MFU", "peak memory", "scan's share"):
-        table.add_column(heading, justify="right")
-    for name in baselines:
-        table.add_column(f"x {name.removeprefix('baseline ')}", justify="right")
-    for row in rows:
-        if "error" in row:
-            table.add_row(row["name"], f"[red]{row['error']}")
-            continue
-        share, mfu = row["scan_share"], row["mfu"]
-        table.add_row(
-            row["name"],
-            f"{row['step']['median'] * 1e3:,.1f}",
-            f"{row['step']['low'] * 1e3:,.1f} .. {row['step']['high'] * 1e3:,.1f}",
-            f"{row['images_per_second']:,.2f}",
-            "" if mfu is None else f"{mfu:.1%}",
-            f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
-            "" if share is None else f"{share['median']:.1%}",
-            *(f"{row['times_faster_than'][name]['median']:.2f}" for name in baselines),
-        )
-    Console(width=max(130, Console().width)).print(table)
-
-
-def _print_loader(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    case = report["case"]
-    table = Table(
-        title=f"{case['width']} x {case['height']} JPEGs to {case['image_size']} px, "
-        f"{report['threads']} thread(s), to {report['device']}"
+    compiled = mode == "compiled"
+    report = scaling_bench(
+        case, device, _names(engine), _names(kind), ranks, compile=compiled, passes=passes, threads=threads
     )
-    table.add_column("stage")
-    for heading in ("images/s", "ms an image"):
-        table.add_column(heading, justify="right")
-    for row in report["results"]:
-        table.add_row(row["name"], f"{row['images_per_second']:,.0f}", f"{row['seconds_an_image'] * 1e3:.3f}")
-    console = Console()
-    console.print(table)
-    for name, row in report["ratios"].items():
-        console.print(f"{name}: {row['median']:.2f} (quartiles {row['low']:.2f} to {row['high']:.2f})", highlight=False)
+    bench_tables.print_scaling(report)
+    _save(report, output)
 
 
-def _print_kernels(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+@app.command()
+def gpu(
+    output: Annotated[Path, typer.Option(help="FILE.json, written after every row")],
+    device: Annotated[str, typer.Option(help="cuda, or cpu to try the command at its smallest sizes")] = "cuda",
+    only: Annotated[str, typer.Option(help="sections with commas; all if empty")] = "",
+    ranks: Annotated[int, typer.Option(help="of the sections on several GPUs; all GPUs if 0")] = 0,
+    limit: Annotated[float, typer.Option(help="seconds for a section on several GPUs")] = 240.0,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+) -> None:
+    """Measure all that only GPUs can tell: correctness, kernels, whole steps, sharding, weak scaling, checkpoints.
 
-    table = Table(title=f"Triton kernels compiled for {report['compile_only']}, counts a state step of the inner loop")
-    for heading in report["kernels"][0]:
-        table.add_column(heading.replace("_", " "), justify="left" if heading == "kernel" else "right")
-    for row in report["kernels"]:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=max(120, Console().width)).print(table)
+    Example: armscale bench gpu --only correctness,kernels --output kernels.json
+    """
+    import torch
 
+    from scaling.bench.gpu import Machine, gpu_bench
 
-def _print_scan(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    case = report["case"]
-    baselines = [row["name"] for row in report["results"] if row["name"].startswith("baseline ")]
-    table = Table(
-        title=f"selective scan on {report['device']}, {report['threads']} thread(s), {report['dtype']}: batch "
-        f"{case['batch']}, length {case['length']}, {case['directions']} x {case['channels']} channels"
-    )
-    table.add_column("contender")
-    for heading in ("forward ms", "forward + backward ms", "quartiles", *(f"x {name[9:]}" for name in baselines)):
-        table.add_column(heading, justify="right")
-    table.add_column("of memory / flop / exp ceiling", justify="right")
-    for row in report["results"]:
-        both = row["forward_backward"]
-        shares = [row[f"share_of_{name}_ceiling"] for name in ("memory", "flop", "exponential")]
-        table.add_row(
-            row["name"],
-            f"{row['forward']['median'] * 1e3:.3f}",
-            f"{both['median'] * 1e3:.3f}",
-            f"{both['low'] * 1e3:.3f} .. {both['high'] * 1e3:.3f}",
-            *(f"{row['times_faster_than'][name]['median']:.1f}" for name in baselines),
-            " / ".join(f"{share:.1%}" for share in shares),
-        )
-    Console(width=max(120, Console().width)).print(table)
+    place = _device(device)
+    machine = Machine(place, ranks or max(1, torch.cuda.device_count()), limit, rounds)
+    report = gpu_bench(machine, _names(only), output, bench_tables.show_row)
+    typer.echo(f"written to {output}")
+    if not all(section["complete"] for section in report["sections"].values()):
+        raise typer.Exit(1)
