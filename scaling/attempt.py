@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scaling import files, rundir
@@ -27,13 +28,17 @@ def highest(folder: Path) -> int:
     return max((int(entry.name) for entry in attempts.iterdir() if entry.name.isdecimal()), default=0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attempt:
-    """A claimed attempt at the run in `folder`. `writes` is true on rank 0 alone, which keeps the folder's records."""
+    """A claimed attempt at the run in `folder`. `writes` is true on rank 0 alone, which keeps the folder's records.
+
+    A rollback is a new attempt in the same process, under a new number.
+    """
 
     folder: Path
     number: int
     writes: bool = True
+    speaking: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def claim(cls, folder: Path) -> Attempt:
@@ -66,7 +71,14 @@ class Attempt:
         if not self.writes:
             return
         self.check()
-        write_status(self.folder, state, attempt=self.number, step=step, error=error)
+        with self.speaking:
+            write_status(self.folder, state, attempt=self.number, step=step, error=error)
+
+    def last_word(self, state: str, error: str) -> None:
+        """The last status of a process that is about to leave, from any rank and thread: no other may follow it."""
+        self.speaking.acquire()  # for good
+        if not self.superseded:
+            write_status(self.folder, state, attempt=self.number, error=error)
 
 
 def write_status(

@@ -1,8 +1,8 @@
-"""Checkpoints that a kill at any moment cannot spoil.
+"""Checkpoints that a kill at any moment cannot spoil: their files, how one is committed, kept and read.
 
 Order of a save: write into a temporary folder, fsync, rename, commit marker, pointer. A folder without the marker does
 not exist for any reader. One layout for all engines: tensors by parameter name (`Engine.state`), written by
-torch.distributed.checkpoint, beside counters.json.
+torch.distributed.checkpoint, beside counters.json. `scaling.saver` decides when and on which thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import dataclasses
 import json
 import os
 import shutil
-from dataclasses import dataclass
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,29 @@ class Counters:
     step: int = 0
     images_seen: int = 0
     gpu_seconds: float = 0.0  # of the work that this state contains, summed over devices
+    images_skipped: int = 0  # consumed beside images_seen: batches that a rollback took back and left out
+    rollbacks: int = 0
+    losses: list[float] = field(default_factory=list)  # of the last steps, which `scaling.health` judges the next by
+
+    @property
+    def consumed(self) -> int:
+        """Images taken from the stream."""
+        return self.images_seen + self.images_skipped
+
+    def advance(self, consumed: int) -> None:
+        """One step more, which took the images up to `consumed`."""
+        self.step += 1
+        self.images_seen = consumed - self.images_skipped
 
 
 def step_name(step: int) -> str:
     """The folder of a step, sortable."""
     return f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def committed(run: Path) -> list[Path]:
@@ -49,60 +69,115 @@ def committed(run: Path) -> list[Path]:
     return sorted(entry for entry in folder.glob("step-*") if (entry / COMMIT).is_file())
 
 
-def save(attempt: Attempt, state: dict[str, Any], counters: Counters, keep: int) -> None:
-    """Commits `state` and `counters`; afterwards the `keep` newest checkpoints remain.
+def at_step(run: Path, step: int) -> Path:
+    """The checkpoint of a run at `step`, for a child that branches off there; UserError names the steps there are."""
+    found = run / rundir.CHECKPOINTS / step_name(step)
+    if not (found / COMMIT).is_file():
+        raise UserError("step", step, [step_of(path) for path in committed(run)], why=f"checkpoints of {run.name}")
+    return found
 
-    All ranks call it. Raises Superseded when a newer attempt has taken the folder over.
+
+def temporary_folder(attempt: Attempt, step: int) -> Path:
+    """Where the checkpoint of a step is written before it exists."""
+    return attempt.folder / rundir.CHECKPOINTS / f".{step_name(step)}.attempt-{attempt.number}"
+
+
+def commit(attempt: Attempt, temporary: Path, counters: Counters, seconds: float) -> None:
+    """Makes the tensors in `temporary` and `counters` the newest checkpoint. Rank 0 alone.
+
+    `seconds` since the save began stand in the marker. Raises Superseded when a newer attempt has the folder.
     """
-    alone = not dist.is_initialized()
-    folder = attempt.folder / rundir.CHECKPOINTS
-    temporary = folder / f".{step_name(counters.step)}.attempt-{attempt.number}"
-    if attempt.writes:
-        attempt.check()
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    if not alone:
-        dist.barrier()
-    dcp.save(state, checkpoint_id=temporary, no_dist=alone)
-    if attempt.writes:
-        (temporary / COUNTERS).write_text(json.dumps(dataclasses.asdict(counters)), encoding="utf-8")
-        _commit(attempt, temporary, folder / step_name(counters.step))
-        _prune(attempt.folder, keep)
-    if not alone:
-        dist.barrier()
-
-
-def _commit(attempt: Attempt, temporary: Path, target: Path) -> None:
+    (temporary / COUNTERS).write_text(json.dumps(dataclasses.asdict(counters)), encoding="utf-8")
     for path in temporary.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
     files.fsync_folder(temporary)
     attempt.check()
+    target = temporary.parent / step_name(counters.step)
     shutil.rmtree(target, ignore_errors=True)  # a rename that an earlier attempt made without living to commit it
     temporary.rename(target)
     files.fsync_folder(target.parent)
-    files.write_text(target / COMMIT, f"{attempt.number}\n")
+    files.write_text(target / COMMIT, json.dumps({"attempt": attempt.number, "seconds": seconds}) + "\n")
     files.write_text(target.parent / LATEST, target.name + "\n")
 
 
-def _prune(run: Path, keep: int) -> None:
-    """Removes old checkpoints, marker first, and leftovers of killed saves."""
-    for old in committed(run)[:-keep]:
-        (old / COMMIT).unlink()
+def seconds_of(checkpoint: Path) -> float | None:
+    """How long its save took; None where the marker does not say."""
+    return (rundir.read_json(checkpoint / COMMIT) or {}).get("seconds")
+
+
+def prune(run: Path, keep: int, every: int, branches: Collection[int] = ()) -> None:
+    """Leaves the `keep` newest and, for later stages, the first of every `every` steps (0: none) and `branches`.
+
+    Markers go first; what killed saves left goes too.
+    """
+    found = committed(run)
+    periodic = {step_of(path) // every: path for path in reversed(found) if step_of(path) >= every} if every else {}
+    for old in found[:-keep]:
+        if old not in periodic.values() and step_of(old) not in branches:
+            (old / COMMIT).unlink()
     for entry in (run / rundir.CHECKPOINTS).iterdir():
         if entry.is_dir() and not (entry / COMMIT).is_file():
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def load_latest(run: Path, state: dict[str, Any]) -> Counters | None:
-    """Fills `state` in place from the newest complete checkpoint; None when there is none."""
-    found = committed(run)
-    if not found:
-        return None
-    newest = found[-1]
+def load(checkpoint: Path, state: dict[str, Any]) -> Counters:
+    """Fills `state` in place from a checkpoint and returns its counters; all ranks call it.
+
+    Any part of `Engine.state` may be asked for: a child stage takes over model.* and optimizer.* of its parent's
+    `at_step`. UserError where a tensor is missing, misshapen or damaged.
+    """
     try:
-        dcp.load(state, checkpoint_id=newest, no_dist=not dist.is_initialized())
-        counters = Counters(**json.loads((newest / COUNTERS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, RuntimeError, dcp.CheckpointException) as error:
-        raise UserError("checkpoint", str(newest), "a checkpoint of this very config", why=str(error)) from error
+        text = _from_first((checkpoint / COUNTERS).read_text, encoding="utf-8")
+        counters = Counters(**json.loads(text))
+        dcp.load(state, checkpoint_id=checkpoint, no_dist=not dist.is_initialized())
+    except (OSError, ValueError, TypeError, RuntimeError, dcp.CheckpointException) as error:
+        why = str(root_cause(error))
+        raise UserError("checkpoint", str(checkpoint), "a whole checkpoint of this very config", why=why) from error
     return counters
+
+
+def load_latest(run: Path, state: dict[str, Any]) -> Counters | None:
+    """Fills `state` from the newest checkpoint; None when there is none.
+
+    One that cannot be read is named on stderr and the one before it is taken, which costs an interval of work and no
+    correctness. UserError, about the newest, when none can be read.
+    """
+    names = _from_first(lambda: [path.name for path in committed(run)])
+    folder = run / rundir.CHECKPOINTS
+    pointer = folder / LATEST
+    if pointer.is_file() and (latest := pointer.read_text(encoding="utf-8").strip()) not in names:
+        print(f"checkpoint {latest} of {run.name} has vanished; {len(names)} older remain", file=sys.stderr)
+    first: UserError | None = None
+    for name in reversed(names):
+        try:
+            return load(folder / name, state)
+        except UserError as error:
+            first = first or error
+            print(f"{error}; trying the one before it", file=sys.stderr)
+    if first is not None:
+        raise first
+    return None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What went wrong on the first rank that failed."""
+    if isinstance(error, dcp.CheckpointException) and error.failures:
+        return error.failures[min(error.failures)][0]
+    return error
+
+
+def _from_first(call: Any, **options: Any) -> Any:
+    """What rank 0 finds, on every rank: others may see a shared file system as it was, or fail alone."""
+    if not dist.is_initialized():
+        return call(**options)
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = call(**options)
+        except OSError as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

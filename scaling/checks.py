@@ -23,6 +23,8 @@ from scaling.config import (
 )
 from scaling.errors import UserError
 
+SAVING = ("checkpoint_every", "keep_checkpoints")
+
 
 def choice(name: str, value: Any, valid: Any) -> Any:
     """`value` if it is one of `valid`."""
@@ -50,6 +52,10 @@ def check(config: RunConfig) -> None:
     if config.fsdp.replicas < 1:
         raise UserError("fsdp.replicas", config.fsdp.replicas, "numbers above 0")
     _check_train(config.train, config.stage)
+    for name, low in (("bad_steps", 1), ("spike", 0), ("rollbacks", 0), ("step_timeout", 0), ("timing_every", 1)):
+        value = getattr(config.faults, name)
+        if value < low:
+            raise UserError(f"faults.{name}", value, f"numbers from {low} on")
     try:
         check_model(config.encoder_config(), config.objective_config(classes=2))
     except UserError as error:
@@ -81,6 +87,7 @@ def _check_train(train: TrainConfig, stage: str) -> None:
         "base_lr",
         "eval_batch",
         "log_every",
+        *SAVING,
     )
     for name in above_0:
         value = getattr(train, name)
@@ -90,6 +97,8 @@ def _check_train(train: TrainConfig, stage: str) -> None:
         raise UserError(f"{stage}.images", train.images, f"at least one global_batch ({train.global_batch})")
     if train.micro_batch is not None and train.global_batch % train.micro_batch:
         raise UserError(f"{stage}.micro_batch", train.micro_batch, f"divisors of global_batch ({train.global_batch})")
+    if train.keep_every < 0:
+        raise UserError(f"{stage}.keep_every", train.keep_every, "steps, or 0 for none")
     for name in ("warmup", "decay", "ema", "layer_decay"):
         _between(f"{stage}.{name}", getattr(train, name), 0.0, 1.0)
     choice(f"{stage}.schedule", train.schedule, SCHEDULES)

@@ -103,7 +103,8 @@ class TrainConfig:
     )
     log_every: int = 10  # steps
     checkpoint_every: int = 1000  # steps
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest
+    keep_every: int = 0  # steps; besides, one checkpoint of every so many is kept for branching off; 0: none
 
 
 PRETRAIN = TrainConfig()
@@ -140,12 +141,24 @@ class FSDPConfig:
 
 
 @dataclass(frozen=True)
+class FaultsConfig:
+    """What a run puts up with. A step is bad whose loss or gradient norm is not finite, or whose loss is a spike."""
+
+    bad_steps: int = 5  # bad steps in a row, after which the run goes back to its last checkpoint and leaves them out
+    spike: float = 10.0  # deviations above the median of the last losses from which on a loss is a spike; 0: never
+    rollbacks: int = 3  # at most, then the run fails
+    step_timeout: float = 500.0  # seconds for a step, first compile included, below NCCL's own 600; 0: no limit
+    timing_every: int = 50  # steps between two comparisons of the ranks' times
+
+
+@dataclass(frozen=True)
 class ResourcesConfig:
     """What one run asks of the cluster."""
 
     nodes: int = 1
     gpus_per_node: int = 1
     time: str = "04:00:00"
+    grace: float = 120.0  # seconds from a stop signal to the kill; so long before the time limit the run stops
 
 
 @dataclass(frozen=True)
@@ -172,6 +185,7 @@ class RunConfig:
     ar: ARConfig = field(default_factory=ARConfig)
     mae: MAEConfig = field(default_factory=MAEConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import socket
@@ -56,6 +57,11 @@ class Rank:
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
         return torch.device("cpu")
 
+    def join_others(self) -> None:
+        """`join` where there are other ranks."""
+        if self.ranks > 1:
+            self.join()
+
     def join(self) -> None:
         """Starts the process group (nccl beside gloo on GPUs, gloo on CPUs), where it is not there yet."""
         if dist.is_initialized():
@@ -76,6 +82,7 @@ class Rank:
             dist.destroy_process_group()
 
 
+@functools.cache
 def device_name(device: torch.device) -> str:
     """The name of a GPU, or of the processor."""
     if device.type == "cuda":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +22,8 @@ from models.build import build_on_meta
 from models.config import MAEConfig
 from models.initialize import initialize
 from models.transfer import transfer
-from scaling import checkpoint, files, rundir
-from scaling.attempt import Attempt, Superseded, write_status
+from scaling import checkpoint, endings, files, rundir
+from scaling.attempt import Attempt, Superseded
 from scaling.config import RunConfig, augmentation, stage_images
 from scaling.cost import Cost, cost
 from scaling.engines import build_engine
@@ -33,6 +34,10 @@ from scaling.evaluate import evaluate
 from scaling.inputs import InputPipeline
 from scaling.metrics import Records
 from scaling.reading import dump
+from scaling.saver import Saver
+from scaling.sidegroup import SideGroup
+from scaling.steplog import StepLog
+from scaling.steps import Readback, StepClock
 from scaling.stop import Stopped, StopRequest
 from scaling.study import identity
 from scaling.study.plan import require_split
@@ -41,6 +46,7 @@ from scaling.train import train
 from scaling.weights import WEIGHTS, export
 
 T = TypeVar("T")
+ANOTHER_RANK = "another rank was asked to stop"
 
 
 @dataclass
@@ -58,7 +64,14 @@ class Run:
     steps: int
     micro_batch: int
     accumulation: int
+    saver: Saver
     counters: checkpoint.Counters = field(default_factory=checkpoint.Counters)
+
+    def __post_init__(self) -> None:
+        self.clock = StepClock()
+        self.readback = Readback(self.engine.device)
+        self.log = StepLog(self)
+        self.side = SideGroup()
 
     @property
     def masked(self) -> int:
@@ -84,17 +97,30 @@ class Run:
             rank=self.engine.rank.rank,
             ranks=self.engine.rank.ranks,
             workers=config.data.workers,
-            images_seen=self.counters.images_seen,
+            images_seen=self.counters.consumed,
             lanes=config.data.lanes,
         )
         return iter(stream)
 
     def polled(self, batches: Iterator[T]) -> Iterator[T]:
-        """The batches of an evaluation; between two of them, where everything is committed, the run may leave."""
-        for batch in batches:
-            if self.stop.requested():
-                raise Stopped(f"{self.stop.reason} during evaluation")
-            yield batch
+        """This rank's batches of an evaluation; all ranks leave at the same one when any was asked to stop.
+
+        A rank that has fewer batches goes on voting until the last has none left. Raises Stopped.
+        """
+        batch = next(batches, None)
+        while True:
+            going, stopping = self.side.any(batch is not None, self.stop.requested())
+            if stopping:
+                raise Stopped(f"{self.stop.reason or ANOTHER_RANK} during evaluation")
+            if not going:
+                return
+            if batch is not None:
+                yield batch
+                batch = next(batches, None)
+
+    def commit(self) -> None:
+        """The state as it stands, on the disk when this returns; nothing to do where it is there already."""
+        self.saver.commit(self.engine.state(), self.counters)
 
 
 def run_folder(config: RunConfig, path: Path, root: Path) -> Path:
@@ -121,46 +147,64 @@ def execute(config: RunConfig, folder: Path) -> Path:
     summary = folder / rundir.SUMMARY
     if summary.is_file():
         return summary
-    stop = StopRequest()
     rank = Rank.from_environment()
-    if rank.ranks > 1:
-        rank.join()
     attempt: Attempt | None = None
-    try:
-        index, parent = check_inputs(config, folder)
-        attempt = claim(config, folder, rank)
-        stop.before_leaving = functools.partial(_record_stop, attempt)
-        run = build(config, attempt, rank, index, parent, stop)
-        train(run)
-        evaluations = evaluate(run)
-        export(run)
-        write_summary(run, evaluations)
-        attempt.set_status("completed", step=run.counters.step)
-        rank.leave()
-    except Superseded:
-        raise
-    except Stopped as stopped:
-        assert attempt is not None
-        _record_stop(attempt, str(stopped))
-        rank.leave()
-        raise
-    except BaseException as error:
-        _record_failure(folder, rank, attempt, error)
-        raise
+    with StopRequest(config.resources.grace) as stop:
+        try:
+            rank.join_others()
+            index, parent = check_inputs(config, folder)
+            attempt = claim(config, folder, rank, stop)
+            carry_out(build(config, attempt, rank, index, parent, stop))
+            rank.leave()
+        except Superseded:
+            raise
+        except Stopped as stopped:
+            assert attempt is not None
+            endings.record_stop(attempt, str(stopped))
+            rank.leave()
+            raise
+        except BaseException as error:
+            ending = endings.record_failure(folder, rank, attempt, error)
+            if ending is error:
+                raise
+            raise ending from error
     return summary
 
 
-def _record_stop(attempt: Attempt, reason: str) -> None:
-    if not attempt.superseded:
-        attempt.set_status("stopped", error=reason)
+def carry_out(run: Run) -> None:
+    """Trains, evaluates, exports and sums up."""
+    announce(run)
+    try:
+        train(run)
+        evaluations = evaluate(run)
+    except Stopped:
+        run.commit()  # an evaluation may come between two checkpoints
+        raise
+    finally:
+        run.saver.close()
+    export(run)
+    write_summary(run, evaluations)
+    run.attempt.set_status("completed", step=run.counters.step)
 
 
-def _record_failure(folder: Path, rank: Rank, attempt: Attempt | None, error: BaseException) -> None:
-    """A failure is the run's only while this attempt is the newest."""
-    if rank.rank != 0 or (attempt is not None and attempt.superseded):
+def announce(run: Run) -> None:
+    """Commits a new run's first state, which tries the disk before any work is done, and says what a commit costs."""
+    if run.saver.newest < 0:
+        run.commit()
+    if not run.attempt.writes:
         return
-    number = attempt.number if attempt else 0
-    write_status(folder, "failed", attempt=number, error=f"{type(error).__name__}: {error}")
+    seconds = checkpoint.seconds_of(checkpoint.at_step(run.attempt.folder, run.counters.step))
+    grace = run.config.resources.grace
+    print(f"attempt {run.attempt.number} from step {run.counters.step} of {run.steps}", flush=True)
+    if seconds is None:
+        return
+    print(f"a commit takes {seconds:.2g} s (measured at that step); a stop has {grace:g} s", flush=True)
+    if 2 * seconds > grace:  # a stop may find a save under way
+        print(
+            f"warning: a stop may need {2 * seconds:.0f} s, but resources.grace is {grace:g} s: the last steps may be "
+            "lost; ask the site for a longer grace time",
+            file=sys.stderr,
+        )
 
 
 def check_inputs(config: RunConfig, folder: Path) -> tuple[Index, Path | None]:
@@ -175,13 +219,15 @@ def check_inputs(config: RunConfig, folder: Path) -> tuple[Index, Path | None]:
     return index, weights
 
 
-def claim(config: RunConfig, folder: Path, rank: Rank) -> Attempt:
+def claim(config: RunConfig, folder: Path, rank: Rank, stop: StopRequest) -> Attempt:
     """Rank 0 claims the attempt and writes config.yaml, environment.json and the status; the others take its number."""
     described = describe(rank)
     number = torch.zeros(1, dtype=torch.int64)
+    attempt = Attempt(folder, 0, writes=rank.rank == 0)
     if rank.rank == 0:
         attempt = Attempt.claim(folder)
         number += attempt.number
+        stop.before_leaving = partial(attempt.last_word, "stopped")
         (folder / rundir.LOGS).mkdir(exist_ok=True)
         named = dataclasses.replace(config, run=folder.name)
         files.write_text(folder / rundir.CONFIG, dump(named))
@@ -189,7 +235,9 @@ def claim(config: RunConfig, folder: Path, rank: Rank) -> Attempt:
         attempt.set_status("running")
     if rank.ranks > 1:
         dist.broadcast(number, src=0)
-    return Attempt(folder, int(number.item()), writes=rank.rank == 0)
+    attempt.number = int(number.item())
+    stop.before_leaving = partial(attempt.last_word, "stopped")
+    return attempt
 
 
 def build(config: RunConfig, attempt: Attempt, rank: Rank, index: Index, parent: Path | None, stop: StopRequest) -> Run:
@@ -222,6 +270,9 @@ def build(config: RunConfig, attempt: Attempt, rank: Rank, index: Index, parent:
         steps=steps,
         micro_batch=micro_batch,
         accumulation=per_rank // micro_batch,
+        saver=Saver(attempt, train_config),
     )
-    run.counters = checkpoint.load_latest(attempt.folder, engine.state()) or run.counters
+    resumed = checkpoint.load_latest(attempt.folder, engine.state())
+    if resumed is not None:
+        run.counters, run.saver.newest = resumed, resumed.step
     return run

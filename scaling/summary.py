@@ -10,7 +10,7 @@ from scaling import files, rundir
 from scaling.cost import utilisation
 from scaling.environment import device_name
 from scaling.metrics import finite
-from scaling.train import peak_memory
+from scaling.steplog import peak_memory
 
 if TYPE_CHECKING:
     from scaling.run import Run

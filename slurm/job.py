@@ -200,7 +200,8 @@ def _attempt(run: Path) -> int:
 
 
 def _newest_checkpoint(run: Path) -> str:
-    return max((path.name for path in (run / rundir.CHECKPOINTS).glob("step-*")), default="")
+    """The first state, which a run commits before any step, is no progress."""
+    return max((path.name for path in (run / rundir.CHECKPOINTS).glob("step-*")), default="step-00000000")
 
 
 if __name__ == "__main__":

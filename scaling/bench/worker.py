@@ -20,9 +20,11 @@ from scaling.bench.memory import peak_bytes
 from scaling.bench.ranks import RankCase
 from scaling.bench.timing import summarize
 from scaling.bench.trainer import Trainer
+from scaling.config import TrainConfig
 from scaling.dtensor import whole
 from scaling.environment import Rank, device_name
 from scaling.errors import UserError
+from scaling.saver import Saver
 
 
 def main(given: Path, output: Path) -> None:
@@ -56,7 +58,7 @@ def _visit(case: RankCase, rank: Rank) -> dict[str, Any]:
 
     peak = peak_bytes(start, device)
     if case.folder:
-        return _checkpoint(case, trainers[0], rank)
+        return _checkpoint(case, config.train, trainers[0], rank)
     seconds = [_seconds(trainers[0], rank) for _ in range(case.rounds)]
     timing = summarize(seconds)
     return {
@@ -92,7 +94,7 @@ def _greatest(value: float, device: torch.device, rank: Rank) -> float:
     return number.item()
 
 
-def _checkpoint(case: RankCase, trainer: Trainer, rank: Rank) -> dict[str, Any]:
+def _checkpoint(case: RankCase, train: TrainConfig, trainer: Trainer, rank: Rank) -> dict[str, Any]:
     """Saves the state, or spoils it and reads it back; the digest (sums of all tensors) must survive both."""
     state, attempt = trainer.engine.state(), Attempt(Path(case.folder), 1, writes=rank.rank == 0)
     if not case.save:
@@ -100,7 +102,7 @@ def _checkpoint(case: RankCase, trainer: Trainer, rank: Rank) -> dict[str, Any]:
             tensor.zero_()
     start = time.perf_counter()
     if case.save:
-        checkpoint.save(attempt, state, checkpoint.Counters(step=2), 1)
+        Saver(attempt, train).commit(state, checkpoint.Counters(step=2))
     else:
         assert checkpoint.load_latest(attempt.folder, state) is not None
     seconds = time.perf_counter() - start

@@ -87,29 +87,22 @@ class Engine(ABC):
         dist.all_reduce(total)
         return total
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is set on any rank; all ranks get the same answer."""
-        if self.rank.ranks == 1:
-            return flag
-        flags = torch.tensor(float(flag))
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        return bool(flags.item())
-
     def autocast(self) -> torch.autocast:
         """fp32 master weights under bf16 matrix products, or plain fp32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, loss: Tensor | None = None) -> Tensor:
         """One AdamW update at `lr`; returns the gradient norm before clipping, on the device.
 
-        A non-finite norm makes the update a no-op, masked on the device: the host never waits to find out.
+        A non-finite norm, or `loss` (the step's, the same on all ranks), makes the update a no-op, masked on the
+        device: the host never waits to find out.
         """
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(gradients))
         if self.config.train.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.clip, norm)
-        bad = torch.isfinite(norm).logical_not().float()
+        bad = torch.isfinite(norm if loss is None else norm + loss).logical_not().float()
         set_learning_rate(self.optimizer, lr)
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused update, as gradient scalers do
         self.optimizer.step()

@@ -17,8 +17,8 @@ from scaling.config import STAGE_DEFAULTS, RunConfig
 
 ALWAYS_OUT = frozenset({
     "study", "run", "data.shards", "data.source", "data.workers", "train.log_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.eval_batch", "train.evaluate", "train.branches",
-    "resources.time",
+    "train.keep_checkpoints", "train.keep_every", "train.eval_batch", "train.evaluate", "train.branches",
+    "faults.step_timeout", "faults.timing_every", "resources.time", "resources.grace",
 })  # fmt: skip
 """Where, when and how it is watched: none of these changes a weight."""
 

@@ -17,6 +17,7 @@ from scaling.config import (
     PURPOSES,
     STRATEGIES,
     DataConfig,
+    FaultsConfig,
     FSDPConfig,
     ModelConfig,
     ResourcesConfig,
@@ -73,6 +74,7 @@ class CellConfig:
     pretrain: TrainConfig = PRETRAIN
     finetune: TrainConfig = FINETUNE
     finetune_384: TrainConfig = FINETUNE_384
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
 

@@ -1,0 +1,95 @@
+"""When the state of a run is saved, and on which thread: training goes on while a checkpoint is written."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from scaling import checkpoint
+from scaling.attempt import Attempt
+from scaling.checkpoint import Counters, root_cause
+from scaling.config import TrainConfig
+from scaling.errors import UserError
+from scaling.files import UNWRITABLE
+
+
+class Saver:
+    """Saves in the background one at a time, or at once where the run is about to leave. All ranks call it alike.
+
+    The state is copied to the CPU before a background save returns. Errors of a background save come out at the next
+    call.
+    """
+
+    def __init__(self, attempt: Attempt, config: TrainConfig) -> None:
+        self.attempt = attempt
+        self.config = config
+        self.branches = frozenset(images // config.global_batch for images in config.branches)
+        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # collectives of the thread
+        self.threads = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self.under_way: Future[None] | None = None
+        self.newest = -1  # step of the last save that was started
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is one of those that the config wants saved."""
+        every = self.config.keep_every
+        periodic = step % self.config.checkpoint_every == 0 or (every > 0 and step % every == 0)
+        return periodic or step in self.branches
+
+    def start(self, state: dict[str, Any], counters: Counters) -> None:
+        """Copies the state and writes it in the background; waits first for a save that is still under way."""
+        self.wait()
+        began = time.perf_counter()
+        kept = replace(counters, losses=list(counters.losses))
+        temporary = checkpoint.temporary_folder(self.attempt, counters.step)
+        written = dcp.async_save(state, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None)
+        assert isinstance(written, Future)
+        self.newest = counters.step
+        self.under_way = self.threads.submit(self._finish, written, temporary, kept, began)
+
+    def commit(self, state: dict[str, Any], counters: Counters) -> None:
+        """Saves, and returns when all ranks may take the checkpoint for committed."""
+        if self.newest != counters.step:
+            self.start(state, counters)
+        self.wait()
+
+    def wait(self) -> None:
+        """Until nothing is under way; then the last checkpoint is on the disk for every rank."""
+        if self.under_way is None:
+            return
+        under_way, self.under_way = self.under_way, None
+        under_way.result()
+        if self.group is not None:
+            dist.barrier(self.group)
+
+    def check(self) -> None:
+        """Raises what made a background save fail."""
+        if self.under_way is not None and self.under_way.done():
+            self.under_way.result()
+
+    def close(self) -> None:
+        """Lets a background save that still writes end, whatever becomes of it."""
+        self.threads.shutdown()
+
+    def _finish(self, written: Future[Any], temporary: Path, counters: Counters, began: float) -> None:
+        """The commit after the writing, by rank 0."""
+        try:
+            written.result()
+            if self.attempt.writes:
+                checkpoint.commit(self.attempt, temporary, counters, time.perf_counter() - began)
+                config = self.config
+                checkpoint.prune(self.attempt.folder, config.keep_checkpoints, config.keep_every, self.branches)
+        except (OSError, RuntimeError, dcp.CheckpointException) as error:
+            cause = root_cause(error)
+            shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
+            if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
+                raise UserError(
+                    "checkpoints", str(temporary.parent), "a folder that can be written, with room", why=str(cause)
+                ) from error
+            raise
