@@ -66,6 +66,8 @@ class Rank:
         """Starts the process group (nccl beside gloo on GPUs, gloo on CPUs), where it is not there yet."""
         if dist.is_initialized():
             return
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self.device)  # kernels of ours and of libraries start on the current device
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if self.ranks == 1:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

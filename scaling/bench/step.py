@@ -44,6 +44,7 @@ def step_bench(
 
     What cannot run (no memory, a kernel that does not compile) is a row with its error; the others go on.
     """
+    torch.compiler.reset()  # shapes of an earlier case would make this one's dynamic
     config = case.config()
     backends = _usable(backends, device, scans=case.encoder == "mamba")
     for given, field, valid in ((modes, "--mode", MODES), (baselines, "--baseline", BASELINES)):

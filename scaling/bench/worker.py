@@ -47,6 +47,7 @@ def main(given: Path, output: Path) -> None:
 
 
 def _visit(case: RankCase, rank: Rank) -> dict[str, Any]:
+    torch.compiler.reset()  # shapes of an earlier case would make this one's dynamic
     config = case.step.config(rank.ranks, compile=case.compile)
     device = rank.device
     trainers: list[Trainer] = []
