@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from analysis import page, sections, style
+from analysis import evaluated, page, sections, style
 from analysis.collect import update_tables
 from analysis.figures import study_pictures
 from analysis.figures_laws import VARIABLES, exponents, laws, study_fits
@@ -66,6 +66,7 @@ def render(tables: Tables, pictures: list[Picture], fits: sections.Fits) -> str:
         ("cost", "Cost", drawn("cost")),
         ("speed", "Speed", drawn("speed") + sections.speed(tables)),
         ("losses", "Loss curves", drawn("losses")),
+        *evaluated.parts(tables),
         ("runs", "Runs and settings", sections.runs_and_settings(tables)),
         ("left-out", "What was left out", sections.left_out(tables)),
     ]

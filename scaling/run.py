@@ -24,6 +24,7 @@ from models.initialize import initialize
 from models.transfer import transfer
 from scaling import checkpoint, endings, files, rundir
 from scaling.attempt import Attempt, Superseded
+from scaling.card import write_card
 from scaling.config import RunConfig, augmentation, stage_images
 from scaling.cost import Cost, cost
 from scaling.engines import build_engine
@@ -184,6 +185,8 @@ def carry_out(run: Run) -> None:
         run.saver.close()
     export(run)
     write_summary(run, evaluations)
+    if run.attempt.writes:
+        write_card(run.attempt.folder)
     run.attempt.set_status("completed", step=run.counters.step)
 
 

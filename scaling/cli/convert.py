@@ -22,11 +22,17 @@ def convert(
 ) -> None:
     """Convert weights between the official ARM code and armscale, without loss and without executing any pickle.
 
+    Of a run folder the model card goes along: OUTPUT with the ending .md says what was trained, on what, and how well.
+
     Example: armscale convert runs/imagenet/ar-mamba-base-... arm_base.pth --to official
     """
     from models.weights import read_module, write_module
+    from scaling.card import write_card
+    from scaling.rundir import SUMMARY
 
     module = read_module(input)
     write_module(module, output, to)
+    if (input / SUMMARY).is_file():
+        write_card(input, output.with_suffix(".md"))
     tensors = sum(tensor.numel() for tensor in module.parameters())
     print(f"{output}: {type(module).__name__}, {tensors:,} parameters, {to}")

@@ -38,9 +38,10 @@ def having_turn(config: RunConfig, step: int, *, finished: bool) -> list[Evaluat
 
     None where the purpose is throughput, nor for a pretraining on shards without a test split.
     """
-    if config.purpose == "throughput" or not (config.classifies or has_split(config.data.shards, "test")):
+    entries = [entry for entry in config.train.evaluate if finished or (entry.every and step % entry.every == 0)]
+    if not entries or config.purpose == "throughput":
         return []
-    return [entry for entry in config.train.evaluate if finished or (entry.every and step % entry.every == 0)]
+    return entries if config.classifies or has_split(config.data.shards, "test") else []
 
 
 def evaluate(run: Run, *, finished: bool = True) -> list[dict[str, Any]]:

@@ -1,0 +1,83 @@
+"""Sections of the report on what stands beside the accuracy: frozen features, other test sets, reconstructions."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+
+from analysis import page, style
+from analysis.page import Column
+from analysis.tables import Tables
+from scaling.rundir import PICTURES
+
+SHEET = "reconstruction.png"
+SHEETS_SHOWN = 8
+VARIANTS = "imagenet-"
+"""How the names of ImageNet's other test sets begin (V2, A, R, Sketch, ReaL)."""
+CELL = ("strategy", "encoder", "size", "stage")
+TABLE = (
+    *(Column(name, name.capitalize(), page.text, numeric=False) for name in CELL),
+    Column("protocol", "Evaluated by", page.text, numeric=False),
+    Column("dataset", "Data set", page.text, numeric=False),
+    Column("weights", "Weights", page.text, numeric=False),
+    Column("top1", "Top-1, mean", page.percent),
+    Column("lowest", "lowest", page.percent),
+    Column("highest", "highest", page.percent),
+    Column("runs", "Runs", page.count),
+)
+
+
+def parts(tables: Tables) -> list[tuple[str, str, str]]:
+    """(anchor, heading, HTML) of the sections that have something to show."""
+    found = (
+        ("other", "Frozen features and other test sets", other_evaluations(tables)),
+        ("reconstructions", "Reconstructions", reconstructions(tables)),
+    )
+    return [part for part in found if part[2]]
+
+
+def other_evaluations(tables: Tables) -> str:
+    """Accuracies at the end of completed runs that are not the run's own top-1; "" where there are none."""
+    own = tables.completed[["study", "run", *CELL, "protocol"]].rename(columns={"protocol": "protocol_of_run"})
+    rows = tables.evaluations[tables.evaluations["top1"].notna()].merge(own, on=["study", "run"])
+    last = rows.groupby(["study", "run"])["step"].transform("max")
+    other = rows["dataset"].astype(str).str.startswith(VARIANTS)
+    rows = rows[(rows["step"] == last) & ((rows["protocol"] != rows["protocol_of_run"]) | other)]
+    if not len(rows):
+        return ""
+    by = [*CELL, "protocol", "dataset", "weights"]
+    found = rows.groupby(by, as_index=False).agg(
+        top1=("top1", "mean"), lowest=("top1", "min"), highest=("top1", "max"), runs=("top1", "size")
+    )
+    return f"""<p>A frozen encoder's features, judged without training it: by the labels of the nearest training images
+(knn) and by a linear classifier on top (linear_probe). Other test sets (imagenet-...) ask the same classifier again.
+None of these enters a curve above.</p>{page.table(found, TABLE)}"""
+
+
+def reconstructions(tables: Tables) -> str:
+    """The sheets that pretrainings left in their folders, one a cell of the study; "" where none can be read."""
+    runs = tables.completed.merge(tables.sources, on=["study", "run"])
+    figures: list[str] = []
+    for _, rows in runs.groupby(list(CELL), sort=False):
+        sheet = next((path for path in map(_sheet, rows.sort_values("seed")["folder"]) if path.is_file()), None)
+        if sheet is None or len(figures) == SHEETS_SHOWN:
+            continue
+        first = rows.iloc[0]
+        title = escape(f"{style.strategy_name(first['strategy'])}, {first['encoder']}, {first['size']}")
+        image = base64.b64encode(sheet.read_bytes()).decode("ascii")
+        figures.append(
+            f"<figure class=wide><h3>{title}</h3>"
+            f'<img alt="{title}: reconstructions" src="data:image/png;base64,{image}">'
+            f"<figcaption><code>{escape(sheet.parents[1].name)}</code></figcaption></figure>"
+        )
+    if not figures:
+        return ""
+    return f"""<p>Test images and what a pretrained model makes of them. Autoregressive: every group of patches
+predicted from the true ones before it; the first is given and left out. Masked: what the encoder sees, and the same
+with the gaps filled in. Each patch is predicted up to its own brightness and contrast, which are the true ones.</p>
+<div class="figures">{"".join(figures)}</div>"""
+
+
+def _sheet(folder: object) -> Path:
+    return Path(str(folder)) / PICTURES / SHEET
