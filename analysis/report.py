@@ -11,6 +11,7 @@ from analysis.figures import study_pictures
 from analysis.figures_laws import VARIABLES, exponents, laws, study_fits
 from analysis.style import Picture
 from analysis.tables import Tables, read_tables
+from analysis.tuning import tuning_section
 from scaling.files import write_text
 from scaling.rundir import REPORT, STUDY, TABLES
 
@@ -38,7 +39,7 @@ def write_report(source: Path, output: Path | None = None, workers: int = 1) -> 
     pictures = study_pictures(tables) + law_pictures(fits, provisional=sections.unfinished(tables) > 0)
     for picture in pictures:
         picture.save(output / FIGURES)
-    write_text(output / INDEX, render(tables, pictures, fits))
+    write_text(output / INDEX, render(tables, pictures, fits, tuning_section(source)))
     return output / INDEX
 
 
@@ -50,8 +51,8 @@ def law_pictures(fits: sections.Fits, provisional: bool) -> list[Picture]:
     return [picture for picture in drawn if picture is not None]
 
 
-def render(tables: Tables, pictures: list[Picture], fits: sections.Fits) -> str:
-    """The page as HTML."""
+def render(tables: Tables, pictures: list[Picture], fits: sections.Fits, tuning: str = "") -> str:
+    """The page as HTML. `tuning` is the section on what was tuned, where anything was."""
     by_name = {picture.name: picture for picture in pictures}
 
     def drawn(topic: str) -> str:
@@ -67,6 +68,7 @@ def render(tables: Tables, pictures: list[Picture], fits: sections.Fits) -> str:
         ("speed", "Speed", drawn("speed") + sections.speed(tables)),
         ("losses", "Loss curves", drawn("losses")),
         *evaluated.parts(tables),
+        *([("tuning", "Tuning", tuning)] if tuning else []),
         ("runs", "Runs and settings", sections.runs_and_settings(tables)),
         ("left-out", "What was left out", sections.left_out(tables)),
     ]

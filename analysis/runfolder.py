@@ -32,6 +32,9 @@ SOURCES = (CONFIG, STATUS, SUMMARY, METRICS, EVALUATIONS)
 CONFIG_IDENTITY = ("strategy", "encoder", "size", "stage", "parent", "seed", "engine")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+TRIAL = "trial"
+"""State of a completed trial of the tuning, which no curve may use: its accuracy is on held-out training images."""
+
 Record = dict[str, Any]
 Columns = dict[str, list[str | None] | NDArray[np.float64]]
 
@@ -70,6 +73,8 @@ def read_run(folder: Path, study: str) -> RunFolder:
     metrics, lost = keep_metrics(metrics)
     evaluations = keep_evaluations(evaluations)
     state, reason = judge(status, summary)
+    if state == "completed" and _held_out(config):
+        state, reason = TRIAL, "a trial of the tuning: evaluated on held-out training images, not on the test split"
     notes = [
         f"{count} torn line{'s' if count > 1 else ''} in {name}"
         for name, count in ((METRICS, torn_metrics), (EVALUATIONS, torn_evaluations))
@@ -157,6 +162,11 @@ def _read_config(path: Path) -> tuple[Record | None, str]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         return None, f"{CONFIG} cannot be read: {str(error).splitlines()[0]}"
     return (config, "") if isinstance(config, dict) else (None, f"{CONFIG} holds no fields")
+
+
+def _held_out(config: Record) -> bool:
+    data = config.get("data")
+    return isinstance(data, dict) and bool(data.get("held_out"))
 
 
 def _data_name(data: object) -> object:

@@ -12,6 +12,7 @@ from analysis.figures import accuracies
 from analysis.figures_laws import VARIABLES
 from analysis.fit import Fit
 from analysis.page import Column
+from analysis.runfolder import TRIAL
 from analysis.settings import NEEDED, by_arm
 from analysis.tables import Tables
 from analysis.throughput import run_rates
@@ -115,13 +116,14 @@ an <b>image seen</b> is one image in one training step, so one image counts each
 
 def unfinished(tables: Tables) -> int:
     """How many planned runs are not in the pictures."""
-    return len(tables.runs) - len(tables.completed) + int((tables.excluded["state"] == "missing").sum())
+    ended = len(tables.completed) + int((tables.runs["state"] == TRIAL).sum())
+    return len(tables.runs) - ended + int((tables.excluded["state"] == "missing").sum())
 
 
 def _grid(tables: Tables) -> str:
     """Strategy by size: how many of the planned runs are complete."""
     planned = pd.concat([tables.runs, tables.excluded[tables.excluded["state"] == "missing"]], ignore_index=True)
-    planned = planned[planned["strategy"].notna() & planned["size"].notna()]
+    planned = planned[planned["strategy"].notna() & planned["size"].notna() & (planned["state"] != TRIAL)]
     sizes = style.size_order(planned)
     rows = []
     for (strategy, encoder), part in planned.groupby(["strategy", "encoder"], dropna=False):

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.augment import EvaluationTransform, TrainTransform
 from data.batch import Batch, EvaluationBatch
 from data.config import Augmentation
+from data.holdout import Part
 from data.images import Pixels, UnreadableImageError
 from data.index import EVALUATION_SPLITS, TRAIN, split_folder
 from data.order import DEFAULT_LANES, Order
@@ -67,20 +68,19 @@ def open_stream(
     workers: int = 0,
     images_seen: int = 0,
     lanes: int = DEFAULT_LANES,
+    part: Part | None = None,
     cache: Path = SHARD_CACHE,
     cache_bytes: int = CACHE_BYTES,
 ) -> Iterable[Batch]:
     """The endless training batches of one rank, after `images_seen` images of the whole job.
 
     `shards` is the output of pack or its training split. Any other (ranks, workers, micro_batch) continues the same
-    sequence of samples and pixels. Remote shards are kept in `cache` within
-    `cache_bytes`. UserError when the batch does not divide or images_seen is not between two steps.
+    sequence of samples and pixels. With `part` the stream is that side of the split alone. Remote shards are kept in
+    `cache` within `cache_bytes`. UserError when the batch does not divide or images_seen is not between two steps.
     """
     geometry = _geometry(global_batch, micro_batch, rank, ranks, images_seen)
-    store = Store(split_folder(shards, TRAIN), cache, cache_bytes)
-    dataset = _Training(
-        store, Order(store.index.shard_samples, global_batch, seed, lanes), augmentation, geometry, seed
-    )
+    images = _Images(Store(split_folder(shards, TRAIN), cache, cache_bytes), part)
+    dataset = _Training(images, Order(images.shard_samples, global_batch, seed, lanes), augmentation, geometry, seed)
     first = images_seen // global_batch * geometry.micro_batches
     return _Batches(dataset, _Count(first), workers)
 
@@ -94,18 +94,22 @@ def open_evaluation(
     ranks: int = 1,
     workers: int = 0,
     split: str = EVALUATION_SPLITS[0],
+    part: Part | None = None,
     cache: Path = SHARD_CACHE,
     cache_bytes: int = CACHE_BYTES,
 ) -> Iterable[EvaluationBatch]:
     """The samples of rank `rank` in batches of at most `batch`: over all ranks every sample exactly once, no padding.
 
-    Ranks differ by at most one sample, so their numbers of batches may differ too.
+    Ranks differ by at most one sample, so their numbers of batches may differ too. With `part`, the samples are those
+    of that side of the split.
     """
     if batch < 1 or not 0 <= rank < ranks:
         raise UserError("batch, rank, ranks", (batch, rank, ranks), "batch >= 1 and 0 <= rank < ranks")
     store = Store(split_folder(shards, split), cache, cache_bytes)
-    start, end = rank * store.index.samples // ranks, (rank + 1) * store.index.samples // ranks
-    dataset = _Evaluation(store, augmentation, start, end, batch)
+    kept = None if part is None else part.samples(store.samples["label"])
+    samples = store.index.samples if kept is None else len(kept)
+    start, end = rank * samples // ranks, (rank + 1) * samples // ranks
+    dataset = _Evaluation(store, kept, augmentation, start, end, batch)
     return _Batches(dataset, range(-(-(end - start) // batch)), workers)
 
 
@@ -134,18 +138,36 @@ class _Count:
 
 
 class _Images:
-    """A store that replaces unreadable samples by the next of the same shard, which is the same on every rank."""
+    """The images of a store, or of one part of them (`kept`, ascending), numbered through.
 
-    def __init__(self, store: Store) -> None:
+    Unreadable samples are replaced by the next of the same shard, which is the same on every rank.
+    """
+
+    def __init__(self, store: Store, part: Part | None = None) -> None:
         self.store = store
+        self.kept = None if part is None else part.samples(store.samples["label"])
         self.unreadable: dict[int, str] = {}
         self.allowed = max(1, int(MAX_SKIPPED * store.index.samples))
 
+    @property
+    def shard_samples(self) -> NDArray[np.int64]:
+        """(shards,) images of each shard."""
+        if self.kept is None:
+            return self.store.index.shard_samples
+        return np.diff(np.append(np.searchsorted(self.kept, self.store.first), len(self.kept)))
+
+    def samples(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples of the store that have these numbers here."""
+        return numbers if self.kept is None else self.kept[numbers]
+
     def neighbour(self, sample: int) -> int:
-        """The next sample of the same shard, round its end."""
+        """The next image of the same shard, round its end."""
         shard = self.store.shard_of(sample)
         first, count = int(self.store.first[shard]), self.store.index.shards[shard].samples
-        return first + (sample - first + 1) % count
+        if self.kept is None:
+            return first + (sample - first + 1) % count
+        low, at, high = np.searchsorted(self.kept, (first, sample, first + count))
+        return int(self.kept[low + (at - low + 1) % (high - low)])
 
     def skip(self, sample: int, error: Exception) -> str:
         """Notes an unreadable sample and names it; UserError when there are too many."""
@@ -159,18 +181,20 @@ class _Images:
 class _Training(Dataset[Batch]):
     """Micro-batch `number` of one rank, by arithmetic."""
 
-    def __init__(self, store: Store, order: Order, augmentation: Augmentation, geometry: Geometry, seed: int) -> None:
-        self.images = _Images(store)
+    def __init__(
+        self, images: _Images, order: Order, augmentation: Augmentation, geometry: Geometry, seed: int
+    ) -> None:
+        self.images = images
         self.order = order
         self.geometry = geometry
-        self.transform = TrainTransform(augmentation, seed, store.index.mean, store.index.std)
+        self.transform = TrainTransform(augmentation, seed, images.store.index.mean, images.store.index.std)
 
     def __getitem__(self, number: int) -> Batch:
         positions = self.geometry.positions(number)
-        epochs, samples = self.order.at(positions)
+        epochs, samples = self._at(positions)
         if self.images.store.cache is not None:
             later = self.geometry.positions(number + READ_AHEAD * self.geometry.micro_batches)
-            self.images.store.expect(self.order.at(later)[1])
+            self.images.store.expect(self._at(later)[1])
         numbers = np.empty((len(samples), self.transform.count))
         for epoch in np.unique(epochs):
             numbers[epochs == epoch] = self.transform.draws(int(epoch), samples[epochs == epoch])
@@ -192,6 +216,11 @@ class _Training(Dataset[Batch]):
             skipped=tuple(skipped),
         )
 
+    def _at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(epochs, samples of the store) at these positions."""
+        epochs, numbers = self.order.at(positions)
+        return epochs, self.images.samples(numbers)
+
     def _image(
         self, epoch: int, sample: int, numbers: NDArray[np.float64], skipped: list[str]
     ) -> tuple[Pixels, int, int]:
@@ -206,16 +235,27 @@ class _Training(Dataset[Batch]):
 
 
 class _Evaluation(Dataset[EvaluationBatch]):
-    """Batch `number` of the samples from `start` to `end`."""
+    """Batch `number` of the samples from `start` to `end`, counted among those in `kept` where that is given."""
 
-    def __init__(self, store: Store, augmentation: Augmentation, start: int, end: int, batch: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        kept: NDArray[np.int64] | None,
+        augmentation: Augmentation,
+        start: int,
+        end: int,
+        batch: int,
+    ) -> None:
         self.store = store
+        self.kept = kept
         self.transform = EvaluationTransform(augmentation)
         self.start, self.end, self.batch = start, end, batch
 
     def __getitem__(self, number: int) -> EvaluationBatch:
         first = self.start + number * self.batch
         samples = np.arange(first, min(first + self.batch, self.end), dtype=np.int64)
+        if self.kept is not None:
+            samples = self.kept[samples]
         size = self.transform.augmentation.image_size
         images = np.empty((len(samples), 3, size, size), np.uint8)
         labels = np.empty(len(samples), np.int64)

@@ -51,6 +51,8 @@ def check(config: RunConfig) -> None:
         raise UserError("stage", config.stage, ("finetune",), why=f"strategy {config.strategy} has no pretraining")
     if config.fsdp.replicas < 1:
         raise UserError("fsdp.replicas", config.fsdp.replicas, "numbers above 0")
+    if not 0 <= config.data.held_out < 1:
+        raise UserError("data.held_out", config.data.held_out, "from 0 to below 1")
     _check_train(config.train, config.stage)
     for name, low in (("bad_steps", 1), ("spike", 0), ("rollbacks", 0), ("step_timeout", 0), ("timing_every", 1)):
         value = getattr(config.faults, name)

@@ -35,6 +35,9 @@ class DataConfig:
     source: str = ""
     workers: int = 0
     lanes: int = 64
+    held_out: float = (
+        0.0  # fraction of the training images that is left out and evaluated in the place of the test split
+    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from data.batch import Batch
+from data.holdout import Part
 from data.index import Index, read_index, split_folder
 from data.stream import open_stream
 from models.build import build_on_meta
@@ -75,6 +76,11 @@ class Run:
         self.side = SideGroup()
 
     @property
+    def dataset(self) -> str:
+        """What the run's own accuracy is on, as rows of evaluations.jsonl name it."""
+        return self.index.source + (", held out" if self.config.data.held_out else "")
+
+    @property
     def masked(self) -> int:
         """Tokens that MAE draws its mask over; 0 for other objectives."""
         encoder = self.config.encoder_config()
@@ -100,6 +106,7 @@ class Run:
             workers=config.data.workers,
             images_seen=self.counters.consumed,
             lanes=config.data.lanes,
+            part=Part(config.data.held_out, held_out=False) if config.data.held_out else None,
         )
         return iter(stream)
 

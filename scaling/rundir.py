@@ -1,6 +1,6 @@
 """Names and keys of the run folder, the only database (design: files). Standard library only.
 
-<root>/<study>/study.yaml, report/, tables/
+<root>/<study>/study.yaml, tuning.json (trials and what was chosen), report/, tables/
 <root>/<study>/<run>/config.yaml, environment.json, status.json, attempts/N, metrics.jsonl, evaluations.jsonl,
                      summary.json, checkpoints/step-00001000/, logs/, pictures/
 """
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 DEFAULT_ROOT: Final = "runs"
 STUDY: Final = "study.yaml"
+TUNING: Final = "tuning.json"
 REPORT: Final = "report"
 TABLES: Final = "tables"
 CONFIG: Final = "config.yaml"

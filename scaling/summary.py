@@ -70,10 +70,10 @@ def _measured(run: Run, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]
     """
     wanted = "ema" if run.engine.average else "raw"
     protocol = "finetune" if run.config.classifies else "pretrain_loss"
-    own = [row for row in evaluations if (row["protocol"], row["dataset"]) == (protocol, run.index.source)]
+    own = [row for row in evaluations if (row["protocol"], row["dataset"]) == (protocol, run.dataset)]
     final: dict[str, Any] = next((row for row in reversed(own) if row["weights"] == wanted), {})
     past = rundir.read_lines(run.attempt.folder / rundir.EVALUATIONS)[0]
-    accuracies = [row["top1"] for row in past if row["protocol"] == "finetune" and row["dataset"] == run.index.source]
+    accuracies = [row["top1"] for row in past if row["protocol"] == "finetune" and row["dataset"] == run.dataset]
     return {
         "pretrain_loss": final.get("loss") if protocol == "pretrain_loss" else None,
         "top1": final.get("top1"),

@@ -68,8 +68,14 @@ def launch(
     if cluster == "slurm":
         _submit(planned, root, site, jobs, dry_run=dry_run, wait=wait)
         return
-    folder = write_folders(planned, root)
-    _tell_counts(planned, folder, local.launch(planned, root, jobs))
+    while True:
+        folder = write_folders(planned, root)
+        counts = local.launch(planned, root, jobs)
+        followed = _plan(study, root)
+        if followed.waiting == planned.waiting:
+            break
+        planned = followed  # trials are done: the final runs have their values now
+    _tell_counts(planned, folder, counts)
 
 
 @app.command(epilog="Example: armscale study status quickstart")
@@ -134,6 +140,7 @@ def _submit(
     wait: bool = False,
     again: tuple[str, ...] = (),
 ) -> None:
+    from scaling.study.plan import plan_study
     from slurm import launcher
     from slurm.queue import ControllerError
     from slurm.site import read_site
@@ -150,9 +157,15 @@ def _submit(
     for batch in batches:
         typer.echo(f"job {batch.job}: {len(batch.runs)} runs, {batch.folder}")
     submitted = sum(len(batch.runs) for batch in batches)
-    typer.echo(f"{planned.study.name}: {submitted} of {len(planned.rows)} runs submitted")
-    if wait:
-        _tell_counts(planned, root / planned.study.name, wait_for_end(planned, root))
+    typer.echo(f"{planned.study.name}: {submitted} of {len(planned.rows)} runs submitted{_followers(planned)}")
+    if not wait:
+        return
+    counts = wait_for_end(planned, root)
+    followed = plan_study(planned.study, root)
+    if followed.waiting < planned.waiting:  # trials are done: the final runs have their values now
+        _submit(followed, root, site, jobs, wait=True, again=again)
+    else:
+        _tell_counts(planned, root / planned.study.name, counts)
 
 
 def _no_answer(error: Exception) -> typer.Exit:
@@ -164,9 +177,14 @@ def _no_answer(error: Exception) -> typer.Exit:
 def _tell_counts(planned: Plan, folder: Path, counts: dict[str, int]) -> None:
     """How many runs ended how; exit status 1 unless all are completed."""
     told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    typer.echo(f"{planned.study.name}: {told} of {len(planned.rows)} runs in {folder}")
+    typer.echo(f"{planned.study.name}: {told} of {len(planned.rows)} runs in {folder}{_followers(planned)}")
     if set(counts) != {"completed"}:
         raise typer.Exit(1)
+
+
+def _followers(planned: Plan) -> str:
+    """What a launch will still start when trials are completed."""
+    return f"; {planned.waiting} arms wait for their trials, the same command continues" if planned.waiting else ""
 
 
 def _plan(study: str, root: Path) -> Plan:

@@ -32,8 +32,9 @@ def plan_table(plan: Plan) -> Table:
     peak = dense_peak(ASSUMED_DEVICE, "bf16")
     assert peak is not None
     data = f"{plan.data.samples:,} training images" if plan.data.samples else "size of the training split not known yet"
+    follow = f" and the final runs of {plan.waiting} arms, when their trials are completed" if plan.waiting else ""
     table = Table(
-        title=f"{plan.study.name}: {len(plan.rows)} runs, {data}",
+        title=f"{plan.study.name}: {len(plan.rows)} runs{follow}, {data}",
         caption=f"GPU-hours assume {ASSUMED_MFU:.0%} of the dense bf16 peak of one {ASSUMED_DEVICE}; "
         "memory is fp32 weights, gradients and AdamW's moments, without activations",
     )

@@ -36,12 +36,18 @@ BUILDERS: dict[str, Evaluator] = {
 def having_turn(config: RunConfig, step: int, *, finished: bool) -> list[EvaluatorConfig]:
     """The evaluators whose turn it is after `step` steps: by their cadence, and all of them after the last.
 
-    None where the purpose is throughput, nor for a pretraining on shards without a test split.
+    None where the purpose is throughput, nor for a pretraining on shards without a test split. Where images are held
+    out to choose by, other data sets are left alone.
     """
-    entries = [entry for entry in config.train.evaluate if finished or (entry.every and step % entry.every == 0)]
+    held_out = config.data.held_out > 0
+    entries = [
+        entry
+        for entry in config.train.evaluate
+        if (finished or (entry.every and step % entry.every == 0)) and not (held_out and entry.dataset)
+    ]
     if not entries or config.purpose == "throughput":
         return []
-    return entries if config.classifies or has_split(config.data.shards, "test") else []
+    return entries if config.classifies or held_out or has_split(config.data.shards, "test") else []
 
 
 def evaluate(run: Run, *, finished: bool = True) -> list[dict[str, Any]]:
@@ -62,7 +68,7 @@ def evaluate(run: Run, *, finished: bool = True) -> list[dict[str, Any]]:
                 measured = BUILDERS[entry.kind](subject, entry)
                 if measured is None:
                     continue
-                facts = {"dataset": run.index.source, "resolution": config.train.image_size}
+                facts = {"dataset": run.dataset, "resolution": config.train.image_size}
                 row = facts | {"weights": weights, "step": step} | measured
                 records.write(row)
                 rows.append(row)

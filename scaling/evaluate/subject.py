@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from data.batch import EvaluationBatch, normalize
 from data.config import Augmentation
+from data.holdout import Part
 from data.index import TRAIN, Index, read_index, split_folder
 from data.stream import open_evaluation
 from models.arm import ARM
@@ -42,7 +43,8 @@ class Subject:
     """A module in evaluation mode, the data, and how ranks share the work.
 
     `index` is that of the training split: its classes and normalisation. `folder` is where files go, None on ranks that
-    write none. Labels of several ranks' images are never padded or repeated.
+    write none. Labels of several ranks' images are never padded or repeated. Where a part of the training split is held
+    out, that part is the test split and the rest the training split.
     """
 
     module: nn.Module
@@ -55,6 +57,7 @@ class Subject:
     rank: Rank = field(default_factory=Rank)
     precision: str = "fp32"
     folder: Path | None = None
+    held_out: float = 0.0
     polled: Callable[[Iterator[EvaluationBatch]], Iterator[EvaluationBatch]] = iter  # may leave between two batches
 
     @property
@@ -64,6 +67,8 @@ class Subject:
 
     def batches(self, split: str = TEST, shards: str = "") -> Iterator[Images]:
         """Every image of a split of `shards` (the subject's own by default) once over all ranks, at centre crop."""
+        part = Part(self.held_out, held_out=split == TEST) if self.held_out and not shards else None
+        split = TRAIN if part else split
         batches = open_evaluation(
             split_folder(shards or self.shards, split),
             self.augmentation,
@@ -72,6 +77,7 @@ class Subject:
             ranks=self.rank.ranks,
             workers=self.workers,
             split=split,
+            part=part,
         )
         for batch in self.polled(iter(batches)):
             images = normalize(batch.images, self.index.mean, self.index.std, device=self.device)
@@ -122,6 +128,7 @@ def subject_of(run: Run) -> Subject:
         rank=run.engine.rank,
         precision=config.precision,
         folder=run.attempt.folder if run.attempt.writes else None,
+        held_out=config.data.held_out,
         polled=run.polled,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from scaling.config import RunConfig, TrainConfig
 from scaling.errors import UserError
@@ -19,11 +20,16 @@ def runs(study: Study, fingerprint: str, samples: int | None = None, classes: in
     `fingerprint` is that of the packed data ("" before packing: ids then serve only to tell the rows apart); `samples`
     and `classes` of the training split matter where arms are matched.
     """
-    table: dict[str, RunConfig] = {}
+    every = cell_runs(study, fingerprint, samples, classes)
+    return list({config.run: config for _, stages in every for config in stages}.values())
+
+
+def cell_runs(
+    study: Study, fingerprint: str, samples: int | None = None, classes: int | None = None
+) -> Iterator[tuple[dict[str, Any], list[RunConfig]]]:
+    """(place on the axes, runs) of every cell."""
     for cell in matched(study, cells(study), samples, classes or 1000):
-        for config in _chain(study, cell, sections(cell), None, fingerprint):
-            table.setdefault(config.run, config)
-    return list(table.values())
+        yield cell.point, list(_chain(study, cell.config, sections(cell.config), None, fingerprint))
 
 
 def _chain(

@@ -10,6 +10,7 @@ from scaling import files, rundir
 from scaling.attempt import write_status
 from scaling.reading import dump
 from scaling.study.plan import Plan
+from scaling.study.tune import write_tuning
 
 
 def write_folders(plan: Plan, root: Path) -> Path:
@@ -19,6 +20,7 @@ def write_folders(plan: Plan, root: Path) -> Path:
     """
     folder = root / plan.study.name
     files.write_text(folder / rundir.STUDY, yaml.safe_dump(plan.study.given, sort_keys=False, allow_unicode=True))
+    write_tuning(plan.study, folder, plan.data.fingerprint, plan.data.samples, plan.data.classes)
     for row in plan.rows:
         run = folder / row.config.run
         if rundir.is_run(run):

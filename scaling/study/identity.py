@@ -68,13 +68,15 @@ def readable(config: RunConfig) -> str:
     """The part of the run id that people read: strategy-encoder-size-stage-s<seed>.
 
     A finetuning of what was already finetuned has its resolution behind the stage, a decay the images at which it left
-    its trunk.
+    its trunk, and what is evaluated on held-out images is called a trial.
     """
     stage = config.stage
     if config.train.branched_at:
         stage += f"-at{config.train.branched_at}"
     elif config.stage == "finetune" and "-finetune-" in (config.parent or ""):
         stage += f"-{config.train.image_size}"
+    if config.data.held_out:
+        stage += "-trial"
     return f"{config.strategy}-{config.encoder}-{config.size}-{stage}-s{config.seed}"
 
 

@@ -24,14 +24,14 @@ RATE = "images_per_second_per_device"
 CONTROL = "scratch"
 
 
-def matched(study: Study, cells: list[Cell], samples: int | None, classes: int) -> list[CellConfig]:
+def matched(study: Study, cells: list[Cell], samples: int | None, classes: int) -> list[Cell]:
     """The cells with the lengths that `match` gives them; as they are without it.
 
     Lengths are whole optimiser steps, so arms are equal to within one step. Raises UserError where epochs cannot be
     told in images, a throughput is not known, or a budget does not even pay for the finetuning.
     """
     if study.match is None:
-        return [cell.config for cell in cells]
+        return cells
     price = Price(study, samples, classes)
     budgets: dict[tuple[Any, ...], float] = {}
     found = []
@@ -43,7 +43,7 @@ def matched(study: Study, cells: list[Cell], samples: int | None, classes: int) 
                 budgets[key] = sum(price.stage(config, section) for section in sections(config))
             else:
                 config = _paid(config, budgets.get(key, config.budget or 0.0), price)
-        found.append(config)
+        found.append(dataclasses.replace(cell, config=config))
     return found
 
 

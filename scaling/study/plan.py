@@ -12,8 +12,8 @@ from scaling.config import RunConfig
 from scaling.cost import Cost, cost
 from scaling.errors import UserError
 from scaling.study import identity
-from scaling.study.chains import runs
 from scaling.study.table import Study
+from scaling.study.tune import tuned_runs
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Plan:
     study: Study
     data: DataFacts
     rows: list[Row]
+    waiting: int = 0  # arms whose final runs follow when their trials are completed
 
 
 def data_facts(study: Study) -> DataFacts:
@@ -59,7 +60,7 @@ def plan_study(study: Study, root: Path) -> Plan:
     """The plan of `study` with the states found under `root`."""
     facts = data_facts(study)
     folder = root / study.name
-    table = runs(study, facts.fingerprint, facts.samples, facts.classes)
+    table, waiting = tuned_runs(study, folder, facts.fingerprint, facts.samples, facts.classes)
     children: dict[str | None, list[RunConfig]] = {}
     for config in table:
         children.setdefault(config.parent, []).append(config)
@@ -74,7 +75,7 @@ def plan_study(study: Study, root: Path) -> Plan:
             visit(config.run, level + 1)
 
     visit(None, 0)
-    return Plan(study, facts, rows)
+    return Plan(study, facts, rows, waiting)
 
 
 def run_state(folder: Path) -> str:
@@ -104,6 +105,7 @@ def require_split(config: RunConfig, samples: int, classes: int) -> None:
         name = f"{config.stage}.global_batch"
         raise UserError(name, config.train.global_batch, f"at most the {samples} training images")
     if config.classifies:
-        split_folder(config.data.shards, "test")
+        if not config.data.held_out:
+            split_folder(config.data.shards, "test")
         if classes < 2:
             raise UserError("data.shards", config.data.shards, "at least two classes", why="finetuning uses labels")

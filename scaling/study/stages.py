@@ -27,10 +27,13 @@ def sections(cell: CellConfig) -> list[str]:
 def stage_run(study: Study, cell: CellConfig, section: str, train: TrainConfig, parent: str | None) -> RunConfig:
     """The checked config of one stage; a refusal names the section, where `scaling.checks` knows the stage alone."""
     shared: dict[str, Any] = {name: getattr(cell, name) for name in SHARED}
+    data = study.data
+    if section == "pretrain" and study.tune and not any(name.startswith("pretrain.") for name in study.tune.grid):
+        data = dataclasses.replace(data, held_out=0.0)  # one pretraining serves trials and final runs
     config = RunConfig(
         study=study.name,
         purpose=study.purpose,
-        data=study.data,
+        data=data,
         stage=SECTIONS[section],
         parent=parent,
         train=train,

@@ -40,6 +40,7 @@ KEYS = (
     "exclude",
     "match",
     "throughput",
+    "tune",
     "resources",
 )
 MATCHES = ("images", "flops", "gpu_hours")
@@ -87,6 +88,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """Fields whose values are chosen for each arm, on this fraction of the training images (see scaling.study.tune)."""
+
+    grid: dict[str, list[Any]]
+    held_out: float = 0.05
+
+
+@dataclass(frozen=True)
 class Study:
     """A study as its file has it, keys checked."""
 
@@ -100,6 +109,7 @@ class Study:
     exclude: list[dict[str, Any]]
     match: str | None
     throughput: str | None
+    tune: Tune | None
     resources: dict[str, Any]
     given: dict[str, Any]
 
@@ -146,6 +156,7 @@ def load_study(path: Path) -> Study:
         exclude=_expect(given, "exclude", list),
         match=choice("match", given.get("match"), (None, *MATCHES)),
         throughput=given.get("throughput"),
+        tune=_tune(given["tune"], axes) if given.get("tune") else None,
         resources=_expect(given, "resources", dict),
         given=given,
     )
@@ -158,6 +169,21 @@ def _expect(given: dict[str, Any], key: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise UserError(key, value, f"a {'mapping' if kind is dict else 'list'}")
     return value
+
+
+def _tune(given: Any, axes: dict[str, list[Any]]) -> Tune:
+    grid = given.get("grid") if isinstance(given, dict) else None
+    if not isinstance(grid, dict) or not grid or not set(given) <= {"grid", "held_out"}:
+        raise UserError("tune", given, "a mapping with grid (fields with their values) and perhaps held_out")
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"tune.grid.{name}", values, "a list of at least one value")
+        if name in axes:
+            raise UserError(f"tune.grid.{name}", values, "a field that is no axis of the study")
+    held_out = given.get("held_out", Tune.held_out)
+    if not isinstance(held_out, float) or not 0 < held_out < 1:
+        raise UserError("tune.held_out", held_out, "a fraction between 0 and 1")
+    return Tune(grid, held_out)
 
 
 def nested(dotted: dict[str, Any]) -> dict[str, Any]:
@@ -204,8 +230,10 @@ def _matches(when: dict[str, Any], cell: dict[str, Any], where: str) -> bool:
 def cells(study: Study) -> list[Cell]:
     """Every cell of the sweep that is not excluded, in the order of the axes.
 
-    Recipes lie under the defaults, these under the axes, and the rules over all, later ones over earlier.
+    Recipes lie under the defaults, these under the axes, and the rules over these, later ones over earlier. Fields that
+    are tuned lie over all.
     """
+    tuned = study.tune.grid if study.tune else {}
     found = []
     made: dict[tuple[str, str], Any] = {}
     for values in itertools.product(*study.axes.values()):
@@ -223,6 +251,7 @@ def cells(study: Study) -> list[Cell]:
         for number, rule in enumerate(study.rules):
             if _matches(rule["when"], point, f"rules[{number}].when"):
                 lay(fields, nested(rule["set"]))
+        lay(fields, nested({name: value for name, value in axis.items() if name in tuned}))
         found.append(Cell(point, _cell(fields, made)))
     if not found:
         raise UserError("exclude", study.exclude, "conditions that leave at least one cell")

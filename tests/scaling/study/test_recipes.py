@@ -55,7 +55,7 @@ def stages(recipes: tuple[str, ...], strategy: str, encoder: str, size: str) -> 
     """The runs that recipes alone give for one cell, by stage; finetune_384 is the further finetuning."""
     axes: dict[str, list[Any]] = {"strategy": [strategy], "encoder": [encoder], "size": [size]}
     blocks = [block for name in recipes for block in load_recipe(name)]
-    found = runs(Study("x", "accuracy", RunConfig().data, blocks, {}, axes, [], [], None, None, {}, {}), "f")
+    found = runs(Study("x", "accuracy", RunConfig().data, blocks, {}, axes, [], [], None, None, None, {}, {}), "f")
     return {run.run.rsplit("-s0-", 1)[0].split(f"{size}-")[1].replace("-", "_"): run for run in found}
 
 

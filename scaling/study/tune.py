@@ -1,0 +1,116 @@
+"""Tuning: the same grid for every arm, chosen on images held out of training; the final runs take the chosen values.
+
+Trials are runs like all others, of the first seed, trained without the held-out images and evaluated on them alone. A
+pretraining that the grid does not touch is shared with the final runs: it saw the held-out images, but no label.
+An arm is what the final runs differ in beside their seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling import files, rundir
+from scaling.config import RunConfig
+from scaling.errors import UserError
+from scaling.study.chains import cell_runs, runs
+from scaling.study.table import Study
+
+WITHOUT_384 = {"finetune_384": {"images": None, "epochs": None}}
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm: its place on the axes without the seed, and its trials, the values of each with its last stage's run."""
+
+    point: Values
+    trials: list[tuple[Values, str]]
+
+    def scores(self, folder: Path) -> list[float | None]:
+        """Top-1 of each trial on the held-out images; None where it is not completed."""
+        summaries = (rundir.read_json(folder / run / rundir.SUMMARY) or {} for _, run in self.trials)
+        return [summary.get("top1") for summary in summaries]
+
+    def chosen(self, folder: Path) -> Values | None:
+        """The values of the trial of the highest top-1, the first of equals; None until every trial is completed."""
+        known = [score for score in self.scores(folder) if score is not None]
+        return self.trials[known.index(max(known))][0] if len(known) == len(self.trials) else None
+
+
+def at_edge(grid: dict[str, list[Any]], chosen: Values) -> list[str]:
+    """Chosen numbers that are the smallest or largest of their grid: a better one may lie beyond, except below 0."""
+    return [
+        name
+        for name, value in chosen.items()
+        if isinstance(value, int | float) and value and len(grid[name]) > 1
+        if value in (min(grid[name]), max(grid[name]))
+    ]
+
+
+def write_tuning(study: Study, folder: Path, fingerprint: str, samples: int | None, classes: int | None) -> None:
+    """tuning.json of the study: the grid, and of every arm its trials, what was chosen and what of it is at an edge."""
+    if study.tune is None:
+        return
+    told = []
+    for arm in trials(study, fingerprint, samples, classes)[1]:
+        chosen = arm.chosen(folder)
+        rows = zip(arm.trials, arm.scores(folder), strict=True)
+        told.append({
+            "arm": arm.point,
+            "trials": [{"run": run, "values": values, "top1": score} for (values, run), score in rows],
+            "chosen": chosen,
+            "at_edge": at_edge(study.tune.grid, chosen) if chosen else [],
+        })  # fmt: skip
+    record = {"grid": study.tune.grid, "held_out": study.tune.held_out, "arms": told}
+    files.write_json(folder / rundir.TUNING, record)
+
+
+def tuned_runs(
+    study: Study, folder: Path, fingerprint: str, samples: int | None, classes: int | None
+) -> tuple[list[RunConfig], int]:
+    """(runs: every trial, then the final runs of arms whose values are chosen; number of arms still without them)."""
+    if study.tune is None:
+        return runs(study, fingerprint, samples, classes), 0
+    table, arms = trials(study, fingerprint, samples, classes)
+    values = [arm.chosen(folder) if fingerprint else None for arm in arms]
+    settled = [(arm.point, chosen) for arm, chosen in zip(arms, values, strict=True) if chosen is not None]
+    chosen_rules = [{"when": point, "set": chosen} for point, chosen in settled]
+    final = dataclasses.replace(study, rules=[*study.rules, *chosen_rules])
+    for point, stages in cell_runs(final, fingerprint, samples, classes) if settled else ():
+        if any(point.items() >= of_arm.items() for of_arm, _ in settled):
+            table |= {run.run: run for run in stages if run.run not in table}
+    return list(table.values()), len(arms) - len(settled)
+
+
+def trials(
+    study: Study, fingerprint: str, samples: int | None, classes: int | None
+) -> tuple[dict[str, RunConfig], list[Arm]]:
+    """The runs of all trials by their id, and the arms that they belong to.
+
+    The grid is spanned as axes. A stage `finetune_384` is no part of a trial unless the grid is about it, and what
+    concerns a pretraining makes no further trials of an arm that has none.
+    """
+    assert study.tune is not None
+    grid = study.tune.grid
+    shorter = [] if any(name.startswith("finetune_384.") for name in grid) else [{"when": {}, "set": WITHOUT_384}]
+    spanned = dataclasses.replace(
+        study,
+        axes={**study.axes, "seed": (study.axes.get("seed") or [0])[:1], **grid},
+        rules=[*study.rules, *shorter],
+        data=dataclasses.replace(study.data, held_out=study.tune.held_out),
+    )
+    table: dict[str, RunConfig] = {}
+    arms: dict[str, Arm] = {}
+    for place, stages in cell_runs(spanned, fingerprint, samples, classes):
+        if any(run.train.branched_at for run in stages):
+            raise UserError("tune", grid, "a study without branches")
+        table |= {run.run: run for run in stages}
+        point = {name: value for name, value in place.items() if name in study.axes and name != "seed"}
+        arm = arms.setdefault(repr(point), Arm(point, []))
+        own = {name: place[name] for name in grid if len(stages) > 1 or not name.startswith("pretrain.")}
+        if all(run != stages[-1].run for _, run in arm.trials):
+            arm.trials.append((own, stages[-1].run))
+    return table, list(arms.values())
