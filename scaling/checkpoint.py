@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ import torch.distributed.checkpoint as dcp
 from scaling import files, rundir
 from scaling.attempt import Attempt
 from scaling.errors import UserError
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # alone is what a single run means to be
 
 COMMIT = "COMMITTED"
 COUNTERS = "counters.json"

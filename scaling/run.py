@@ -33,8 +33,10 @@ from scaling.engines.base import Engine
 from scaling.environment import Rank, describe
 from scaling.errors import UserError
 from scaling.evaluate import evaluate
+from scaling.health import Health
 from scaling.inputs import InputPipeline
 from scaling.metrics import Records
+from scaling.ranktimes import RankTimes
 from scaling.reading import dump
 from scaling.saver import Saver
 from scaling.sidegroup import SideGroup
@@ -45,6 +47,7 @@ from scaling.study import identity
 from scaling.study.plan import require_split
 from scaling.summary import write_summary
 from scaling.train import train
+from scaling.watchdog import Watchdog
 from scaling.weights import WEIGHTS, export
 
 T = TypeVar("T")
@@ -67,13 +70,17 @@ class Run:
     micro_batch: int
     accumulation: int
     saver: Saver
+    side: SideGroup
     counters: checkpoint.Counters = field(default_factory=checkpoint.Counters)
 
     def __post_init__(self) -> None:
+        faults = self.config.faults
         self.clock = StepClock()
         self.readback = Readback(self.engine.device)
         self.log = StepLog(self)
-        self.side = SideGroup()
+        self.health = Health(faults, self.counters.losses)
+        self.ranktimes = RankTimes(self.attempt, self.side, self.engine.device, faults.timing_every)
+        self.watchdog = Watchdog(self.attempt, self.engine.rank, self.clock, faults.step_timeout)
 
     @property
     def dataset(self) -> str:
@@ -121,7 +128,9 @@ class Run:
             if stopping:
                 raise Stopped(f"{self.stop.reason or ANOTHER_RANK} during evaluation")
             if not going:
+                self.watchdog.pause()  # fitting a probe takes what it takes
                 return
+            self.watchdog.beat()
             if batch is not None:
                 yield batch
                 batch = next(batches, None)
@@ -186,9 +195,11 @@ def carry_out(run: Run) -> None:
         train(run)
         evaluations = evaluate(run)
     except Stopped:
+        run.side.settle()
         run.commit()  # an evaluation may come between two checkpoints
         raise
     finally:
+        run.watchdog.close()
         run.saver.close()
     export(run)
     write_summary(run, evaluations)
@@ -281,8 +292,10 @@ def build(config: RunConfig, attempt: Attempt, rank: Rank, index: Index, parent:
         micro_batch=micro_batch,
         accumulation=per_rank // micro_batch,
         saver=Saver(attempt, train_config),
+        side=SideGroup(),
     )
     resumed = checkpoint.load_latest(attempt.folder, engine.state())
     if resumed is not None:
         run.counters, run.saver.newest = resumed, resumed.step
+        run.health.restart(resumed.losses)
     return run

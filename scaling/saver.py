@@ -37,10 +37,10 @@ class Saver:
         self.newest = -1  # step of the last save that was started
 
     def due(self, step: int) -> bool:
-        """Whether `step` is one of those that the config wants saved."""
-        every = self.config.keep_every
-        periodic = step % self.config.checkpoint_every == 0 or (every > 0 and step % every == 0)
-        return periodic or step in self.branches
+        """Whether the config wants a checkpoint by now: of `step` itself, or of one before that could not be saved."""
+        periods = (self.config.checkpoint_every, self.config.keep_every)
+        passed = any(every and step // every > self.newest // every for every in periods)
+        return passed or step in self.branches
 
     def start(self, state: dict[str, Any], counters: Counters) -> None:
         """Copies the state and writes it in the background; waits first for a save that is still under way."""

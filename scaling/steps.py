@@ -42,11 +42,14 @@ class StepClock:
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.data_seconds = 0.0
+        self.fetching = False
 
     def fetch(self, batches: Iterator[Batch]) -> Batch:
         """The next micro-batch; waiting for it is the data stall."""
         before = time.perf_counter()
+        self.fetching = True
         batch = next(batches)
+        self.fetching = False
         self.data_seconds += time.perf_counter() - before
         for name in batch.skipped:
             print(f"unreadable and replaced: {name}", file=sys.stderr)

@@ -8,6 +8,7 @@ import torch
 
 from scaling.evaluate import evaluate, having_turn
 from scaling.randomness import step_noise
+from scaling.rollback import roll_back
 from scaling.schedule import learning_rate
 from scaling.stop import Stopped
 
@@ -32,7 +33,8 @@ def train(run: Run) -> None:
             batch = run.clock.fetch(batches)
             images, labels = run.inputs(batch)
             noise = step_noise(run.config.seed, run.config.stage, batch.positions, tokens=run.masked, depth=run.dropped)
-            part, _ = engine.forward(images, labels, noise.to(engine.device), last=micro == run.accumulation - 1)
+            with run.ranktimes.own_work():
+                part, _ = engine.forward(images, labels, noise.to(engine.device), last=micro == run.accumulation - 1)
             part = part / run.accumulation
             engine.backward(part)
             loss += part.detach()
@@ -42,19 +44,27 @@ def train(run: Run) -> None:
 
         counters.advance(batch.images_seen)
         run.stop.arm()
+        run.watchdog.beat()
         finished = counters.step == run.steps
         stopping = run.side.agree(run.stop.requested())
         evaluating = not finished and bool(having_turn(run.config, counters.step, finished=False))
         saving = finished or stopping or evaluating or saver.due(counters.step)
         step = run.clock.lap(counters, batch, lr)
+        run.ranktimes.add(step)
         for done in run.readback.push(step, loss, norm, engine.skipped, wait=saving):
+            run.health.judge(done)
             run.log.add(done)
+        if run.health.ill:
+            roll_back(run)
+            batches = run.open_training_stream()
+            run.clock.restart()
+            continue
         counters.gpu_seconds += step.seconds * engine.rank.ranks
 
         saver.check()
         if finished or stopping:
             saver.commit(engine.state(), counters)
-        elif saving:
+        elif saving and not run.health.suspicious:
             saver.start(engine.state(), counters)
             run.clock.restart()
         if stopping and not finished:
