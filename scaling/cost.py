@@ -7,30 +7,8 @@ from dataclasses import dataclass
 from models.build import parameter_counts
 from models.flops import tokens_per_image, train_flops_per_image
 from scaling.config import RunConfig, stage_images
+from scaling.devices import dense_peak
 from scaling.errors import UserError
-
-DENSE_PEAKS: dict[tuple[str, str], float] = {
-    ("H200", "bf16"): 989e12,
-    ("H100 PCIe", "bf16"): 756e12,
-    ("H100", "bf16"): 989e12,
-    ("A100", "bf16"): 312e12,
-    ("A100", "fp32"): 19.5e12,
-    ("V100", "fp32"): 15.7e12,
-    ("L40S", "bf16"): 362e12,
-    ("A10", "bf16"): 125e12,
-    ("RTX 4090", "bf16"): 165e12,
-    ("H200", "fp32"): 67e12,
-    ("H100", "fp32"): 67e12,
-}
-"""Dense peak operations per second by part of the device's name and precision (vendors' data sheets, no sparsity)."""
-
-
-def dense_peak(device: str, precision: str) -> float | None:
-    """Dense peak of a device in operations per second; None when the table does not know it."""
-    for (name, kind), peak in DENSE_PEAKS.items():
-        if kind == precision and name in device:
-            return peak
-    return None
 
 
 def utilisation(

@@ -23,7 +23,8 @@ from scaling.bench.official import OfficialLoop
 from scaling.bench.timing import Timing, first_line, interleave, ratio, summarize
 from scaling.bench.trainer import CLASSES, StepCase, Trainer, scan_calls
 from scaling.config import RunConfig
-from scaling.cost import dense_peak, utilisation
+from scaling.cost import utilisation
+from scaling.devices import dense_peak
 from scaling.environment import Rank, device_name
 from scaling.errors import UserError
 

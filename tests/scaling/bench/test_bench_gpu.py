@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from scaling.bench.correct import check_kernels
-from scaling.bench.gpu import SECTIONS, Machine, gpu_bench
+from scaling.bench.gpu import Machine, gpu_bench
 from scaling.bench.ranks import RankCase, measure
 from scaling.bench.scaling import scaling_bench, world_sizes
 from scaling.bench.trainer import StepCase
@@ -141,7 +141,3 @@ def test_mistakes_are_named(arguments: str, named: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments.split(), "--output", str(tmp_path / "report.json")])
     assert isinstance(result.exception, UserError)
     assert named in str(result.exception)
-
-
-def test_sections_are_the_issues_list() -> None:
-    assert list(SECTIONS) == ["correctness", "kernels", "steps", "sharding", "weak", "checkpoints"]

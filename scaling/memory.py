@@ -1,0 +1,144 @@
+"""Memory of a run by rank before it starts: what stays from step to step, and what a forward and backward need beside.
+
+Gradients and activations trade places in a backward pass: it begins with all activations and ends with all gradients,
+so the peak holds the larger of the two or what stands between them once the decoder is done, and both where gradients
+outlive a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from models.activations import TRITON_INTERVAL, Kept, activations
+from models.build import build_on_meta
+from models.config import EncoderConfig, ObjectiveConfig
+from models.parallel import blocks_of
+from scaling.config import RunConfig
+from scaling.devices import usable_memory
+from scaling.errors import UserError
+
+FP32 = 4
+GATHERED_BLOCKS = 3
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank. `host` is what offload keeps in the CPU's memory instead."""
+
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    activations: int  # kept by the forward of one micro-batch
+    working: int  # temporaries of the backward, gathered weights and buffers of communication
+    late_activations: int  # of `activations`: the encoder's blocks, which are differentiated last
+    early_gradients: int  # of `gradients`: what is differentiated before them
+    keeps_gradients: bool  # beside the activations: accumulation, or buffers that persist
+    host: int = 0
+
+    @property
+    def peak(self) -> int:
+        """Of the device, over a step."""
+        moving = max(self.activations, self.late_activations + self.early_gradients, self.gradients)
+        if self.keeps_gradients:
+            moving = self.activations + self.gradients
+        return self.weights + self.moments + self.average + moving + self.working
+
+    def fits(self, device: str) -> bool:
+        """Whether the peak is within what can be used of a device of this name; UserError for an unknown one."""
+        return self.peak <= usable_memory(device)
+
+
+def memory(config: RunConfig, ranks: int, classes: int, *, on_gpu: bool = True) -> Memory:
+    """The estimate for one of `ranks` ranks; on a CPU the scan keeps other states than on a GPU.
+
+    Raises UserError where the batch does not divide over the ranks, as the run itself would.
+    """
+    encoder, objective = config.encoder_config(), config.objective_config(classes)
+    batch = config.train.global_batch
+    if batch % ranks:
+        raise UserError(f"{config.stage}.global_batch", batch, f"multiples of {ranks} ranks")
+    micro = min(config.train.micro_batch or batch // ranks, batch // ranks)
+    units = unit_parameters(encoder, objective)
+    kept = activations(
+        encoder, objective, bf16=config.precision == "bf16", interval=TRITON_INTERVAL if on_gpu else None
+    )
+    encoded, decoded = kept.block, kept.decoder_block
+    working = max(encoded.working, decoded.working) * micro
+    if config.checkpointing:  # blocks keep their input; the one that is differentiated is whole again
+        working += max(encoded.image * micro + encoded.copies, decoded.image * micro + decoded.copies)
+        encoded, decoded = Kept(encoded.stream), Kept(decoded.stream)
+    late = encoder.depth * (encoded.image * micro + encoded.copies)
+    early = kept.decoder_blocks * (decoded.image * micro + decoded.copies) + kept.rest.image * micro + kept.rest.copies
+    plain = Memory(
+        weights=FP32 * units.all,
+        gradients=FP32 * units.all,
+        moments=2 * FP32 * units.all,
+        average=FP32 * units.all if config.train.ema else 0,
+        activations=early + late,
+        working=working,
+        late_activations=late,
+        early_gradients=FP32 * (units.all - units.encoder_blocks),
+        keeps_gradients=batch // ranks > micro,
+    )
+    return SPREADS[config.engine](plain, config, ranks, units)
+
+
+@dataclass(frozen=True)
+class Units:
+    """Trained parameters: all, those outside the blocks, of the largest block, of the encoder's blocks together."""
+
+    all: int
+    root: int
+    block: int
+    encoder_blocks: int
+
+
+@lru_cache(maxsize=1024)
+def unit_parameters(encoder: EncoderConfig, objective: ObjectiveConfig) -> Units:
+    """What a sharded engine gathers at a time."""
+    module = build_on_meta(encoder, objective)
+    blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks_of(module)]
+    total = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    encoder_blocks = sum(parameter.numel() for parameter in module.get_submodule("module.encoder.blocks").parameters())
+    return Units(total, total - sum(blocks), max(blocks), encoder_blocks)
+
+
+def _single(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Memory:
+    return plain
+
+
+def _ddp(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Memory:
+    """The buckets that carry gradients between ranks are the gradients, and stay."""
+    return replace(plain, keeps_gradients=True)
+
+
+def _fsdp(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Memory:
+    """A shard of all state. What is outside the blocks stays gathered, and so do its gradients until backward ends; of
+    the blocks the one at work, the next, the buffer that the next arrives in; and a block's gradients on their way to
+    their shards, with the buffer that they leave in."""
+    options = config.fsdp
+    shards = ranks // options.replicas
+    blocks = GATHERED_BLOCKS * units.block if options.reshard_after_forward else units.all - units.root
+    shard = replace(
+        plain,
+        weights=plain.weights // shards,
+        gradients=plain.gradients // shards,
+        moments=plain.moments // shards,
+        average=plain.average // shards,
+        early_gradients=plain.early_gradients // shards,
+        working=plain.working + FP32 * (2 * units.root + blocks + 2 * units.block),
+    )
+    if not options.offload:
+        return shard
+    host = shard.weights + shard.gradients + shard.moments + shard.average
+    return replace(shard, weights=0, gradients=0, moments=0, average=0, early_gradients=0, host=host)
+
+
+SPREADS: dict[str, Callable[[Memory, RunConfig, int, Units], Memory]] = {
+    "single": _single,
+    "ddp": _ddp,
+    "fsdp": _fsdp,
+}
