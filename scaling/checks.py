@@ -16,6 +16,7 @@ from scaling.config import (
     STAGES,
     STRATEGIES,
     VARIANTS,
+    ZERO_STAGES,
     EvaluatorConfig,
     RunConfig,
     TrainConfig,
@@ -53,6 +54,7 @@ def check(config: RunConfig) -> None:
         raise UserError("fsdp.replicas", config.fsdp.replicas, "numbers above 0")
     if not 0 <= config.data.held_out < 1:
         raise UserError("data.held_out", config.data.held_out, "from 0 to below 1")
+    choice("deepspeed.stage", config.deepspeed.stage, ZERO_STAGES)
     _check_train(config.train, config.stage)
     for name, low in (("bad_steps", 1), ("spike", 0), ("rollbacks", 0), ("step_timeout", 0), ("timing_every", 1)):
         value = getattr(config.faults, name)

@@ -14,7 +14,8 @@ SCHEMA = 1
 
 STRATEGIES = ("ar", "mae", "supervised", "scratch")
 STAGES = ("pretrain", "finetune")
-ENGINES = ("single", "ddp", "fsdp")
+ENGINES = ("single", "ddp", "fsdp", "deepspeed")
+ZERO_STAGES = (1, 2, 3)  # stage 0 is `ddp`
 PRECISIONS = ("fp32", "bf16")
 PURPOSES = ("accuracy", "throughput")
 SCHEDULES = ("cosine", "wsd")
@@ -144,6 +145,14 @@ class FSDPConfig:
 
 
 @dataclass(frozen=True)
+class DeepSpeedConfig:
+    """How the engine `deepspeed` spreads the model (ZeRO)."""
+
+    stage: int = 2  # partitioned over ranks: 1 master weights and moments, 2 the gradients too, 3 all weights too
+    offload: bool = False  # master weights and moments in the memory of the CPU, where the update runs too
+
+
+@dataclass(frozen=True)
 class FaultsConfig:
     """What a run puts up with. A step is bad whose loss or gradient norm is not finite, or whose loss is a spike."""
 
@@ -183,6 +192,7 @@ class RunConfig:
     compile: bool = False
     checkpointing: bool = False  # of activations
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     ar: ARConfig = field(default_factory=ARConfig)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from scaling.fragment import Fragment
+
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, sharing its memory; the tensor itself where it is not spread."""
+    if isinstance(tensor, Fragment):
+        return tensor.elements.detach()
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 from scaling.dtensor import local
 
@@ -18,12 +17,12 @@ class WeightAverage:
     not dominated by its initial weights.
     """
 
-    def __init__(self, module: nn.Module, time_constant: float) -> None:
+    def __init__(self, weights: dict[str, torch.Tensor], time_constant: float) -> None:
+        """`weights` are the live ones by name, which the optimizer updates."""
         assert time_constant >= 1.0
         self.weight = 1.0 / time_constant
-        self.source: list[torch.Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-        self.average = [parameter.detach().clone() for parameter in self.source]
+        self.names, self.source = list(weights), list(weights.values())
+        self.average = [tensor.detach().clone() for tensor in self.source]
 
     @torch.no_grad()
     def update(self, taken: torch.Tensor) -> None:
@@ -37,13 +36,13 @@ class WeightAverage:
         return [local(tensor) for tensor in self.average], [local(parameter) for parameter in self.source]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """{parameter name: averaged tensor}, the tensors themselves."""
+        """{name: averaged tensor}, the tensors themselves."""
         return dict(zip(self.names, self.average, strict=True))
 
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """The module holds the averaged weights inside the block and its own again after it."""
+        """The weights are the averaged ones inside the block and their own again after it."""
         average, source = self._parts()
         kept = [tensor.clone() for tensor in source]
         torch._foreach_copy_(source, average)

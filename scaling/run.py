@@ -298,4 +298,5 @@ def build(config: RunConfig, attempt: Attempt, rank: Rank, index: Index, parent:
     if resumed is not None:
         run.counters, run.saver.newest = resumed, resumed.step
         run.health.restart(resumed.losses)
+    engine.loaded()
     return run

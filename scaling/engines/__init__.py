@@ -7,10 +7,16 @@ from scaling.engines.base import Engine
 from scaling.engines.ddp import DistributedEngine
 from scaling.engines.fsdp import ShardedEngine
 from scaling.engines.single import SingleEngine
+from scaling.engines.zero import ZeroEngine
 from scaling.environment import Rank
 from scaling.errors import UserError
 
-ENGINES: dict[str, type[Engine]] = {"single": SingleEngine, "ddp": DistributedEngine, "fsdp": ShardedEngine}
+ENGINES: dict[str, type[Engine]] = {
+    "single": SingleEngine,
+    "ddp": DistributedEngine,
+    "fsdp": ShardedEngine,
+    "deepspeed": ZeroEngine,
+}
 
 
 def build_engine(config: RunConfig, rank: Rank) -> Engine:

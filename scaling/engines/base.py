@@ -53,13 +53,21 @@ class Engine(ABC):
             self.allocate(objective)
             fill(objective)
         self.optimizer = build_optimizer(objective, config)
+        self.wrap()
         if config.train.ema:
-            self.average = WeightAverage(objective, max(1.0, config.train.ema * steps))
+            self.average = WeightAverage(self.masters(), max(1.0, config.train.ema * steps))
         self.skipped = torch.zeros((), dtype=torch.float32, device=self.device)
 
     def allocate(self, objective: nn.Module) -> None:
         """Memory for an objective on the meta device."""
         objective.to_empty(device=self.device)
+
+    def wrap(self) -> None:  # noqa: B027  # most engines need nothing here
+        """What an engine builds around the objective and its optimizer."""
+
+    def masters(self) -> dict[str, Tensor]:
+        """The fp32 weights that the optimizer updates on this rank, the live memory."""
+        return {name: weight for name, weight in self.objective.named_parameters() if weight.requires_grad}
 
     @property
     def module(self) -> nn.Module:
@@ -97,20 +105,29 @@ class Engine(ABC):
         A non-finite norm, or `loss` (the step's, the same on all ranks), makes the update a no-op, masked on the
         device: the host never waits to find out.
         """
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
-        if self.config.train.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.clip, norm)
+        norm = self.clip(self.config.train.clip)
         bad = torch.isfinite(norm if loss is None else norm + loss).logical_not().float()
         set_learning_rate(self.optimizer, lr)
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused update, as gradient scalers do
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.update()
         if self.average is not None:
             self.average.update(1.0 - bad)
         self.skipped += bad
         return norm
+
+    def clip(self, limit: float) -> Tensor:
+        """Scales the step's gradients down to a global norm of `limit` (0: as they are); returns the norm they had."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        if limit:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm
+
+    def update(self) -> None:
+        """The optimizer's own step, which the optimizer's `found_inf` masks; the gradients are then gone."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
     def evaluating(self, *, averaged: bool) -> Iterator[None]:
@@ -119,16 +136,22 @@ class Engine(ABC):
         Ranks may then call them a different number of times: no forward pass waits for another rank.
         """
         self.objective.eval()
-        with self.average.applied() if self.average and averaged else nullcontext():
+        with self.holding(averaged=averaged):
             yield
         self.objective.train()
+
+    @contextmanager
+    def holding(self, *, averaged: bool) -> Iterator[None]:
+        """Inside the block the module's weights are the averaged ones, if asked for and where that is on."""
+        with self.average.applied() if self.average and averaged else nullcontext():
+            yield
 
     def weights(self) -> dict[str, Tensor]:
         """Whole state of `module` on the CPU of rank 0, averaged where that is on; empty on the other ranks.
 
         All ranks call it.
         """
-        with self.average.applied() if self.average else nullcontext():
+        with self.holding(averaged=True):
             state = {}
             for name, tensor in self.module.state_dict().items():
                 gathered = whole(tensor)
@@ -139,7 +162,7 @@ class Engine(ABC):
     def state(self) -> dict[str, Any]:
         """Every tensor of the run by parameter: model.<name>, optimizer.<name>.<moment>, average.<name>, skipped.
 
-        Loading is in place: the tensors returned are the live ones.
+        Loading is in place: the tensors returned are the live ones. `loaded` is called after it.
         """
         tensors: dict[str, Any] = {"skipped": self.skipped}
         for name, parameter in self.objective.named_parameters():
@@ -155,3 +178,6 @@ class Engine(ABC):
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         return tensors
+
+    def loaded(self) -> None:  # noqa: B027
+        """After `state` was filled from a checkpoint: brings further copies of the weights up to date."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.noise import Noise
@@ -14,9 +12,8 @@ from scaling.engines.base import Engine
 class DistributedEngine(Engine):
     """Every rank holds the whole model; gradients are averaged once a step."""
 
-    def prepare(self, objective: nn.Module, steps: int, fill: Callable[[nn.Module], None] | None = None) -> None:
+    def wrap(self) -> None:
         self.rank.join()
-        super().prepare(objective, steps, fill)
         devices = [self.device.index] if self.device.type == "cuda" else None
         self.replica = DistributedDataParallel(self.objective, device_ids=devices, gradient_as_bucket_view=True)
 

@@ -24,7 +24,7 @@ ALWAYS_OUT = frozenset({
 
 OUT_FOR_ACCURACY = frozenset({
     "engine", "train.micro_batch", "compile", "checkpointing", "fsdp.replicas", "fsdp.reshard_after_forward",
-    "fsdp.offload", "resources.nodes", "resources.gpus_per_node",
+    "fsdp.offload", "deepspeed.stage", "deepspeed.offload", "resources.nodes", "resources.gpus_per_node",
 })  # fmt: skip
 """How the work is spread. It changes the speed, so it is in when the purpose is throughput."""
 

@@ -17,6 +17,7 @@ from scaling.config import (
     PURPOSES,
     STRATEGIES,
     DataConfig,
+    DeepSpeedConfig,
     FaultsConfig,
     FSDPConfig,
     ModelConfig,
@@ -69,6 +70,7 @@ class CellConfig:
     compile: bool = False
     checkpointing: bool = False
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     ar: ARConfig = field(default_factory=ARConfig)
     mae: MAEConfig = field(default_factory=MAEConfig)

@@ -4,9 +4,13 @@ import sys
 from pathlib import Path
 
 from scaling import rundir
+from scaling.environment import Rank
 from scaling.reading import load_run
 from scaling.run import execute
 
 if __name__ == "__main__":
+    leave = Rank.leave
+    Rank.leave = lambda rank: None  # one process group for all runs: a second would find the first's keys in the store
     for folder in map(Path, sys.argv[1:]):
         execute(load_run(folder / rundir.CONFIG), folder)
+    leave(Rank.from_environment())

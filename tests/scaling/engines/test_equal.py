@@ -13,6 +13,7 @@ from scaling.engines import build_engine
 from scaling.engines.base import Engine
 from scaling.environment import Rank
 from scaling.errors import UserError
+from tests.scaling.engines.engine_checks import check_scan_parameters
 from tests.scaling.runs import carry_out, curve, small_config, write_run
 
 MIXED = {"drop_path": 0.2, "ema": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_group": 4, "randaugment": ""}
@@ -113,6 +114,10 @@ def test_the_average_against_its_definition(shards: Path) -> None:
     with engine.average.applied():
         assert torch.equal(parameter, engine.average.state_dict()[name])
     assert torch.equal(parameter, own)
+
+
+def test_scan_parameters_reach_the_operator_as_they_are_under_bf16(shards: Path) -> None:
+    check_scan_parameters(small_config(shards, strategy="mae"))
 
 
 def test_ranks_must_divide_the_batch(shards: Path) -> None:

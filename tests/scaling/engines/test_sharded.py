@@ -4,6 +4,7 @@ Processes are slow to start, so a launch carries out all the runs that want its 
 """
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,36 +15,72 @@ from safetensors.torch import load_file
 
 from scaling import rundir
 from scaling.checkpoint import COMMIT, committed, step_name
-from scaling.config import FSDPConfig, RunConfig
+from scaling.config import DeepSpeedConfig, FSDPConfig, RunConfig
 from scaling.engines import build_engine
 from scaling.environment import Rank
 from scaling.errors import UserError
 from scaling.reading import dump, load_run
 from scaling.weights import WEIGHTS
 from tests.scaling.engines.launch import launch
-from tests.scaling.runs import curve, small_config, write_run
+from tests.scaling.runs import BATCH, curve, small_config, write_run
 
 MIXED = {"drop_path": 0.2, "ema": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_group": 4, "randaugment": ""}
+FULL = bool(os.environ.get("ARMSCALE_FULL"))
+STEPS = 20 if FULL else 6
+EVERY = STEPS // 3  # steps between two checkpoints
+
 OFFLOAD, WHOLE_BLOCKS = FSDPConfig(offload=True), FSDPConfig(reshard_after_forward=False)
 HYBRID = FSDPConfig(replicas=2)
+
+
+def zero(stage: int, offload: bool = False, **changes: Any) -> dict[str, Any]:
+    return {"engine": "deepspeed", "deepspeed": DeepSpeedConfig(stage, offload), **changes}
+
 
 TWO_RANKS: dict[str, dict[str, Any]] = {
     "sharded": {},
     "offload-accumulation": {"fsdp": OFFLOAD, "micro_batch": 4},
     "whole-checkpointing": {"fsdp": WHOLE_BLOCKS, "checkpointing": True},
+    "zero1-accumulation": zero(1, micro_batch=4),
+    "zero2-offload": zero(2, offload=True),
+    "zero3": zero(3),
 }
 FOUR_RANKS: dict[str, dict[str, Any]] = {
     "four": {"checkpointing": True},
     "hybrid": {"fsdp": HYBRID},
     "hybrid-offload": {"fsdp": FSDPConfig(replicas=2, offload=True)},
+    "zero3-accumulation-checkpointing": zero(3, micro_batch=2, checkpointing=True),
+}
+if FULL:
+    TWO_RANKS |= {
+        "ddp": {"engine": "ddp", "micro_batch": 4},
+        "zero1": zero(1),
+        "zero1-offload": zero(1, offload=True, micro_batch=4),
+        "zero2-accumulation": zero(2, micro_batch=4, checkpointing=True),
+        "zero3-offload": zero(3, offload=True, micro_batch=4),
+    }
+    FOUR_RANKS |= {
+        "ddp-four": {"engine": "ddp"},
+        "offload-four": {"fsdp": OFFLOAD, "micro_batch": 2},
+        "hybrid-accumulation": {"fsdp": HYBRID, "micro_batch": 2},
+        "zero1-four": zero(1, micro_batch=2),
+        "zero2-four": zero(2, offload=True, micro_batch=2),
+        "zero3-four-offload": zero(3, offload=True),
+    }
+
+
+BF16: dict[int, dict[str, dict[str, Any]]] = {
+    1: {"single": {"engine": "single"}},
+    2: {"fsdp": {}, "ddp": {"engine": "ddp"}, "zero1": zero(1), "zero3": zero(3)},
 }
 
 
 def recipe(shards: Path, stage: str) -> RunConfig:
-    """MAE's masks with the average, or mixing and drop path with the average; every second step is committed."""
+    """MAE's masks, or mixing and drop path, with the average."""
+    common: dict[str, Any] = {"images": STEPS * BATCH, "checkpoint_every": EVERY, "keep_checkpoints": 4}
     if stage == "pretrain":
-        return small_config(shards, strategy="mae", ema=0.5, keep_checkpoints=3)
-    return small_config(shards, stage=stage, strategy="scratch", keep_checkpoints=3, **MIXED)
+        return small_config(shards, strategy="mae", ema=0.5, **common)
+    return small_config(shards, stage=stage, strategy="scratch", **MIXED, **common)
 
 
 def spread(config: RunConfig, micro_batch: int | None = None, engine: str = "fsdp", **changes: Any) -> RunConfig:
@@ -61,7 +98,7 @@ def losses_of(folder: Path) -> dict[str, float]:
 
 def assert_same(ours: Path, theirs: Path, rel: float = 1e-5) -> None:
     """Losses and gradient norms of every step, losses on the test split, exported weights."""
-    assert len(curve_of(theirs)) == 6
+    assert len(curve_of(theirs)) == STEPS
     for mine, expected in zip(curve_of(ours), curve_of(theirs), strict=True):
         assert mine == pytest.approx(expected, rel=rel)
     assert losses_of(ours) == pytest.approx(losses_of(theirs), rel=rel)
@@ -79,10 +116,9 @@ def root(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     for ranks, variants in ((1, {"single": {"engine": "single"}}), (2, TWO_RANKS), (4, FOUR_RANKS)):
         configs = [(name, recipe(shards, stage)) for name in variants for stage in ("pretrain", "finetune")]
         folders = [write_run(spread(config, **variants[name]), root / name) for name, config in configs]
-        if ranks < 4:
-            half = [dataclasses.replace(config, precision="bf16") for _, config in configs[1:2]]
-            engine = "single" if ranks == 1 else "fsdp"
-            folders += [write_run(spread(config, engine=engine), root / f"bf16-{engine}") for config in half]
+        half = dataclasses.replace(configs[1][1], precision="bf16")
+        for name, changes in BF16.get(ranks, {}).items():
+            folders.append(write_run(spread(half, **changes), root / f"bf16-{name}"))
         launch("several", *folders, ranks=ranks)
     return root
 
@@ -101,8 +137,9 @@ def test_equal_to_one_rank(root: Path, variant: str, stage: str) -> None:
 
 
 @pytest.mark.slow
-def test_bf16_stays_close(root: Path) -> None:
-    assert_same(run_of(root, "bf16-fsdp", "finetune"), run_of(root, "bf16-single", "finetune"), rel=1e-2)
+@pytest.mark.parametrize("variant", BF16[2])
+def test_bf16_stays_close(root: Path, variant: str) -> None:
+    assert_same(run_of(root, f"bf16-{variant}", "finetune"), run_of(root, "bf16-single", "finetune"), rel=1e-2)
 
 
 def taken_back(folder: Path, root: Path, step: int, **changes: Any) -> Path:
@@ -122,26 +159,36 @@ def taken_back(folder: Path, root: Path, step: int, **changes: Any) -> Path:
 
 @pytest.mark.slow
 def test_resumed_at_other_world_sizes_and_under_other_engines(root: Path, tmp_path: Path) -> None:
-    """2 -> 1 -> 4 ranks, sharded -> single -> ddp, single -> offloaded; one run has nothing left but its evaluation."""
+    """2 -> 1 -> 4 ranks, sharded -> single -> ddp, single -> offloaded, FSDP -> ZeRO-3 -> FSDP, ZeRO-3 -> 1 -> 2.
+
+    One run has nothing left but its evaluation.
+    """
     sharded, single = run_of(root, "sharded", "finetune"), run_of(root, "single", "finetune")
-    resized = taken_back(sharded, tmp_path / "resized", 2)
-    switched = taken_back(sharded, tmp_path / "switched", 2, engine="single")
+    resized = taken_back(sharded, tmp_path / "resized", EVERY)
+    switched = taken_back(sharded, tmp_path / "switched", EVERY, engine="single")
     launch("several", resized, switched, ranks=1)
-    taken_back(resized, tmp_path / "resized", 4, fsdp=HYBRID)
-    taken_back(switched, tmp_path / "switched", 4, engine="ddp")
-    offloaded = taken_back(single, tmp_path / "offloaded", 4, fsdp=OFFLOAD)
-    finished = taken_back(single, tmp_path / "finished", 6)
-    launch("several", finished, resized, switched, offloaded, ranks=4)
-    for folder in (resized, switched, offloaded, finished):
+    there = taken_back(sharded, tmp_path / "there", EVERY, **zero(3))
+    smaller = taken_back(run_of(root, "zero3", "finetune"), tmp_path / "smaller", EVERY, **zero(1))
+    launch("several", there, smaller, ranks=2)
+    taken_back(resized, tmp_path / "resized", 2 * EVERY, fsdp=HYBRID)
+    taken_back(switched, tmp_path / "switched", 2 * EVERY, engine="ddp")
+    taken_back(there, tmp_path / "there", 2 * EVERY)
+    taken_back(smaller, tmp_path / "smaller", 2 * EVERY, **zero(2, offload=True))
+    offloaded = taken_back(single, tmp_path / "offloaded", 2 * EVERY, fsdp=OFFLOAD)
+    finished = taken_back(single, tmp_path / "finished", STEPS)
+    resumed = (resized, switched, there, smaller, offloaded, finished)
+    launch("several", *resumed, ranks=4)
+    for folder in resumed:
         assert_same(folder, single)
-    attempts = [row["attempt"] for row in rundir.read_lines(resized / rundir.METRICS)[0]]
-    assert attempts == [1] * 6 + [2] * 4 + [3] * 2
+    for folder in (resized, there, smaller):
+        attempts = [row["attempt"] for row in rundir.read_lines(folder / rundir.METRICS)[0]]
+        assert attempts == [1] * STEPS + [2] * (STEPS - EVERY) + [3] * (STEPS - 2 * EVERY)
 
 
 @pytest.mark.slow
 def test_engine_properties_on_two_ranks(root: Path) -> None:
-    """`sharded_checks` says what they are."""
-    launch("sharded_checks", run_of(root, "single", "pretrain") / rundir.CONFIG, ranks=2)
+    """`engine_checks` says what they are."""
+    launch("engine_checks", run_of(root, "single", "pretrain") / rundir.CONFIG, "ddp", "fsdp", "deepspeed", ranks=2)
 
 
 def test_replicas_must_divide_the_ranks(shards: Path) -> None:
