@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from importlib import metadata
 
 from rich.console import Console
@@ -15,6 +17,12 @@ OPTIONAL = {
     "wandb": "W&B beside metrics.jsonl",
     "nbclient": "running the notebooks",
 }
+
+
+def import_error(package: str) -> str:
+    """Why `package` cannot be imported, "" if it can; in a process of its own, as it may print or fail in any way."""
+    ended = subprocess.run([sys.executable, "-c", f"import {package}"], capture_output=True, text=True, check=False)
+    return (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1] if ended.returncode else ""
 
 
 def doctor() -> None:
@@ -40,8 +48,11 @@ def doctor() -> None:
         table.add_row(f"scan: {name}", f"{mark} {f'({reason})' if reason else ''}")
     for package, purpose in OPTIONAL.items():
         try:
-            table.add_row(package, f"{metadata.version(package)} ({purpose})")
+            version = metadata.version(package)
         except metadata.PackageNotFoundError:
             table.add_row(package, f"not installed ({purpose})")
+            continue
+        broken = import_error(package) if package == "deepspeed" else ""
+        table.add_row(package, f"{version} ({purpose})" + (f": cannot be imported, {broken}" if broken else ""))
     table.add_row("Slurm", shutil.which("sbatch") or "no sbatch on the path")
     Console(soft_wrap=True).print(table)

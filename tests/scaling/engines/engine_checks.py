@@ -172,9 +172,9 @@ def check_scan_parameters(config: RunConfig) -> None:
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     operator = mamba.selective_scan
 
-    def recording(u, delta, A, B, C, D, z, delta_bias, **options):  # type: ignore[no-untyped-def]
+    def recording(u, delta, A, B, C, D, z, delta_bias, *others, **options):  # type: ignore[no-untyped-def]
         seen.append((A.detach().clone(), D.detach().clone(), delta_bias.detach().clone()))
-        return operator(u, delta, A, B, C, D, z, delta_bias, **options)
+        return operator(u, delta, A, B, C, D, z, delta_bias, *others, **options)
 
     mamba.selective_scan = recording
     one_step(engine)
