@@ -24,7 +24,7 @@ from scaling.weights import WEIGHTS
 from tests.scaling.engines.launch import launch
 from tests.scaling.runs import BATCH, curve, small_config, write_run
 
-MIXED = {"drop_path": 0.2, "ema": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_group": 4, "randaugment": ""}
+MIXED = {"drop_path": 0.2, "ema": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_group": 2, "randaugment": ""}
 FULL = bool(os.environ.get("ARMSCALE_FULL"))
 STEPS = 20 if FULL else 6
 EVERY = STEPS // 3  # steps between two checkpoints
