@@ -13,7 +13,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 import models
-from models.weights import WEIGHTS
+from models.build import build_objective
+from models.config import SupervisedConfig
+from models.weights import WEIGHTS, write_module
 from scaling import rundir
 from scaling.checks import check
 from scaling.cli.evaluate import evaluate
@@ -23,6 +25,7 @@ from scaling.evaluate.knn import knn
 from scaling.evaluate.subject import subject_from
 from scaling.reading import load_run
 from scaling.run import execute
+from tests.models.configs import encoder
 from tests.scaling.evaluate import several
 from tests.scaling.runs import carry_out, environment, small_config, write_run
 
@@ -95,6 +98,22 @@ def by_command(run: Path, shards: Path, output: Path, kind: str) -> dict[str, ob
     assert "48 images at 32 px" in result.output
     found: dict[str, object] = json.loads(output.read_text())
     return found
+
+
+@pytest.mark.parametrize("to", ["official", "native"])
+def test_official_checkpoints_are_evaluated_with_one_command(tmp_path: Path, shards: Path, to: str) -> None:
+    """The same classifier as a file of the official code and as ours, against a plain loop over the images."""
+    config = encoder(scan_directions=4, class_token=True, positions="learned")
+    module = build_objective(config, SupervisedConfig(classes=3), seed=5).get_submodule("module").eval()
+    path = tmp_path / ("arm.pth" if to == "official" else "weights.safetensors")
+    write_module(module, path, to)
+    found = by_command(path, shards, tmp_path / "row.json", "classification")
+    batches = list(subject_from(module, str(shards), eval_resize="none").batches())
+    right = torch.cat([module(batch.images).argmax(dim=1) == batch.labels for batch in batches])
+    assert (found["top1"], found["top5"], found["images"]) == (right.double().mean().item(), 1.0, 48)
+    with pytest.raises(UserError, match="data of 7 classes"):
+        other = build_objective(config, SupervisedConfig(classes=7)).get_submodule("module")
+        subject_from(other, str(shards))
 
 
 @pytest.mark.slow
