@@ -16,6 +16,7 @@ STRATEGIES = ("ar", "mae", "supervised", "scratch")
 STAGES = ("pretrain", "finetune")
 ENGINES = ("single", "ddp", "fsdp", "deepspeed")
 ZERO_STAGES = (1, 2, 3)  # stage 0 is `ddp`
+ZERO_BUCKET = 50_000_000  # elements reduced or gathered at once; DeepSpeed's default takes ten times the memory
 PRECISIONS = ("fp32", "bf16")
 PURPOSES = ("accuracy", "throughput")
 SCHEDULES = ("cosine", "wsd")

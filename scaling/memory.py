@@ -15,7 +15,7 @@ from models.activations import TRITON_INTERVAL, Kept, activations
 from models.build import build_on_meta
 from models.config import EncoderConfig, ObjectiveConfig
 from models.parallel import blocks_of
-from scaling.config import RunConfig
+from scaling.config import ZERO_BUCKET, RunConfig
 from scaling.devices import usable_memory
 from scaling.errors import UserError
 
@@ -137,8 +137,31 @@ def _fsdp(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Memory:
     return replace(shard, weights=0, gradients=0, moments=0, average=0, early_gradients=0, host=host)
 
 
+def _deepspeed(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Memory:
+    """ZeRO: flat fp32 masters, moments and average by share beside the weights that modules compute with, whole up to
+    stage 2; gradients whole at stage 1 alone; buckets of fixed size. From DeepSpeed's buffers, not yet from peaks."""
+    options = config.deepspeed
+    share, sharded = plain.weights // ranks, options.stage == 3
+    gathered = FP32 * (units.root + GATHERED_BLOCKS * units.block + units.block) if sharded else 0
+    spread = replace(
+        plain,
+        weights=(share if sharded else plain.weights) + share,
+        gradients=plain.gradients if options.stage == 1 else plain.gradients // ranks,
+        moments=plain.moments // ranks,
+        average=plain.average // ranks,
+        early_gradients=plain.early_gradients if options.stage == 1 else plain.early_gradients // ranks,
+        keeps_gradients=plain.keeps_gradients or sharded,
+        working=plain.working + gathered + 2 * FP32 * ZERO_BUCKET,
+    )
+    if not options.offload:
+        return spread
+    host = share + spread.moments + spread.average + share  # masters and their gradients
+    return replace(spread, weights=spread.weights - share, moments=0, average=0, host=host)
+
+
 SPREADS: dict[str, Callable[[Memory, RunConfig, int, Units], Memory]] = {
     "single": _single,
     "ddp": _ddp,
     "fsdp": _fsdp,
+    "deepspeed": _deepspeed,
 }

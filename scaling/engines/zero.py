@@ -18,13 +18,11 @@ from torch import Tensor, nn
 
 from models.noise import Noise
 from models.parallel import BLOCKS
-from scaling.config import RunConfig
+from scaling.config import ZERO_BUCKET, RunConfig
 from scaling.engines.base import Engine
 from scaling.engines.partition import Partition, partition_of_replicated, partition_of_sharded, reduced_gradients
 from scaling.environment import Rank
 from scaling.errors import UserError
-
-BUCKET = 50_000_000  # elements reduced or gathered at once; DeepSpeed's default takes ten times the memory
 
 
 class ZeroEngine(Engine):
@@ -69,9 +67,9 @@ class ZeroEngine(Engine):
         zero: dict[str, Any] = {
             "stage": self.options.stage,
             "overlap_comm": on_gpu and self.options.stage > 1,  # at stage 1 it would reduce every micro-batch
-            "reduce_bucket_size": BUCKET,
-            "allgather_bucket_size": BUCKET,
-            "stage3_prefetch_bucket_size": BUCKET,
+            "reduce_bucket_size": ZERO_BUCKET,
+            "allgather_bucket_size": ZERO_BUCKET,
+            "stage3_prefetch_bucket_size": ZERO_BUCKET,
             "stage3_param_persistence_threshold": 0,
         }
         if self.options.offload:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from scaling.bench.memory import peak_bytes
 from scaling.bench.ranks import RankCase, measure
 from scaling.bench.trainer import StepCase, Trainer, resident_inputs
-from scaling.config import FSDPConfig
+from scaling.config import DeepSpeedConfig, FSDPConfig
 from scaling.devices import DEVICES, dense_peak, find_device, usable_memory
 from scaling.environment import Rank
 from scaling.errors import UserError
@@ -72,6 +74,19 @@ def test_shards_and_replicas_divide_the_state() -> None:
     assert state(8, FSDPConfig())[0] == pytest.approx(whole / 8, abs=16)
     assert state(8, FSDPConfig(replicas=4))[0] == pytest.approx(whole / 2, abs=16)
     assert state(8, FSDPConfig(offload=True)) == (0, pytest.approx(whole / 8, abs=16))
+
+
+def test_zero_divides_more_of_the_state_by_stage() -> None:
+    """fp32 masters, two moments and their gradients by share, beside weights that are whole below stage 3."""
+    one = 4 * 303_721_696
+    expected = {1: (one + one / 8, one), 2: (one + one / 8, one / 8), 3: (2 * one / 8, one / 8)}
+    for stage, (weights, gradients) in expected.items():
+        case = dataclasses.replace(StepCase(size="large").config(8), engine="deepspeed")
+        found = memory(dataclasses.replace(case, deepspeed=DeepSpeedConfig(stage)), 8, 1000)
+        assert (found.weights, found.gradients) == (pytest.approx(weights, abs=16), pytest.approx(gradients, abs=16))
+        assert found.moments == pytest.approx(2 * one / 8, abs=16)
+        kept = memory(dataclasses.replace(case, deepspeed=DeepSpeedConfig(stage, offload=True)), 8, 1000)
+        assert kept.weights + kept.host == pytest.approx(weights + 3 * one / 8, abs=32)
 
 
 def test_huge_fits_where_it_should() -> None:
