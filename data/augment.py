@@ -81,7 +81,7 @@ class TrainTransform:
         box = random_resized_box(height, width, self.augmentation.scale, numbers)
         # A smaller decoding is enough as long as the crop still has the pixels asked for.
         least = (math.ceil(size * height / box[2]), math.ceil(size * width / box[3]))
-        pixels = self.decode(data, least)
+        pixels = self.decode(data, least, rows=box[0] + box[2])
         return resized(pixels, scaled_box(box, (height, width), pixels.shape[:2]), size)
 
     def _erased(self, pixels: Pixels, numbers: list[float], epoch: int, sample: int) -> Pixels:
@@ -129,8 +129,8 @@ def _log_uniform(bounds: tuple[float, float], number: float) -> float:
 
 
 def scaled_box(box: Box, size: tuple[int, int], decoded: tuple[int, ...]) -> Box:
-    """A box in an image of `size`, in the same image decoded at a smaller size."""
-    if decoded[0] == size[0] and decoded[1] == size[1]:
+    """A box in an image of `size`, in the same image decoded at a smaller size, or in full but for rows below it."""
+    if decoded[1] == size[1]:
         return box
     y, x = decoded[0] / size[0], decoded[1] / size[1]
     top, left = min(int(box[0] * y), decoded[0] - 1), min(int(box[1] * x), decoded[1] - 1)

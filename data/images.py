@@ -32,37 +32,54 @@ class Decoder:
     def __init__(self) -> None:
         self._buffer = np.empty(0, np.uint8)
 
-    def __call__(self, data: bytes, least: tuple[int, int] = (0, 0)) -> Pixels:
+    def __call__(self, data: bytes, least: tuple[int, int] = (0, 0), rows: int = 0) -> Pixels:
         """(height, width, 3) RGB of a JPEG, PNG, WebP or other image that Pillow reads.
 
         With `least` = (height, width), a JPEG may come out at 1/2, 1/4 or 1/8 of its size, never below that many
-        pixels: its decoder then does the smaller part of the work. UnreadableImageError when the bytes are no image.
+        pixels: its decoder then does the smaller part of the work. With `rows`, one of full size may end anywhere below
+        its first `rows` rows, which are as ever. UnreadableImageError when the bytes are no image.
         """
         try:
             if data.startswith(JPEG_MAGIC):
-                return self._jpeg(data, least)
+                return self._jpeg(data, least, rows)
             if data.startswith(PNG_MAGIC):
                 pixels = _decode_stored_png(data)
                 if pixels is not None:
                     return pixels
             return _decode_pillow(data)
         except (OSError, ValueError, SyntaxError, zlib.error, struct.error, Image.DecompressionBombError) as error:
-            raise UnreadableImageError(str(error) or type(error).__name__) from None
+            raise UnreadableImageError(_reason(error)) from None
 
-    def _jpeg(self, data: bytes, least: tuple[int, int]) -> Pixels:
+    def _jpeg(self, data: bytes, least: tuple[int, int], rows: int) -> Pixels:
         size = jpeg_size(data)
         # Only halves are quick; the decoder would also take 7/8 or 5/8 if it were asked for `least` itself.
         height, width = _halved(size, least) if least != (0, 0) else size
+        shorter = shortened(data, rows) if rows and (height, width) == size else None
+        if shorter is not None:
+            height = jpeg_size(shorter)[0]
         needed = height * width * 3
         if len(self._buffer) < needed <= LARGEST_BUFFER:
             self._buffer = np.empty(needed, np.uint8)
         buffer = self._buffer[:needed] if needed <= LARGEST_BUFFER else None
         try:
-            pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, buffer=buffer)
+            pixels: Pixels = simplejpeg.decode_jpeg(
+                data if shorter is None else shorter,
+                "RGB",
+                min_height=height,
+                min_width=width,
+                buffer=buffer,
+                strict=shorter is None,  # the rows that are left unread would be reported
+            )
             return pixels
         except (ValueError, KeyError):
             # CMYK, and flaws that libjpeg reports and Pillow forgives (ImageNet holds both).
             return _decode_pillow(data)
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says; of a JPEG that ends in its header it says a bare number."""
+    text = str(error)
+    return text if any(letter.isalpha() for letter in text) else f"broken or cut short ({type(error).__name__} {text})"
 
 
 def decode(data: bytes) -> Pixels:
@@ -75,8 +92,32 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError) as error:  # KeyError: a colour space that it has no name for
-        raise UnreadableImageError(str(error)) from None
+        raise UnreadableImageError(_reason(error)) from None
     return height, width
+
+
+def shortened(data: bytes, rows: int) -> bytes | None:
+    """A JPEG whose header says that it ends below its first `rows` rows, so that a decoder stops there.
+
+    None where that saves nothing, or where the image is not one scan of all its components from top to bottom.
+    """
+    at, frame = 2, None
+    while at + 10 < len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xC0:  # SOF0: precision, height, width, components; of each its number, sampling factors, table
+            frame, components = at, data[at + 9]
+            tallest = max(data[at + 11 + 3 * component] & 15 for component in range(components))
+        elif marker == 0xDA:  # SOS: components of the scan
+            if frame is None or components not in (1, 3) or data[at + 4] != components:
+                return None
+            block = 8 * tallest
+            # The colour of a row is interpolated from the rows of colour around it, each of them `tallest` high.
+            height = -(-(rows + tallest) // block) * block
+            if height >= int.from_bytes(data[frame + 5 : frame + 7]):
+                return None
+            return data[: frame + 5] + height.to_bytes(2) + data[frame + 7 :]
+        at += 2 + length
+    return None
 
 
 def _halved(size: tuple[int, int], least: tuple[int, int]) -> tuple[int, int]:

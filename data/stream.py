@@ -137,6 +137,18 @@ class _Count:
             number += 1
 
 
+def unreadable_allowed(samples: int) -> int:
+    """How many samples of a split may turn out unreadable before training on it stops."""
+    return max(1, int(MAX_SKIPPED * samples))
+
+
+def too_many_unreadable(location: Location, messages: Iterable[str]) -> UserError:
+    """The error that stops it, with the list."""
+    listed = sorted(messages)
+    why = f"{len(listed)} samples cannot be read: " + "; ".join(listed[:20])
+    return UserError("shards", str(location), "shards that `armscale data verify` passes", why=why)
+
+
 class _Images:
     """The images of a store, or of one part of them (`kept`, ascending), numbered through.
 
@@ -147,7 +159,7 @@ class _Images:
         self.store = store
         self.kept = None if part is None else part.samples(store.samples["label"])
         self.unreadable: dict[int, str] = {}
-        self.allowed = max(1, int(MAX_SKIPPED * store.index.samples))
+        self.allowed = unreadable_allowed(store.index.samples)
 
     @property
     def shard_samples(self) -> NDArray[np.int64]:
@@ -173,8 +185,7 @@ class _Images:
         """Notes an unreadable sample and names it; UserError when there are too many."""
         message = self.unreadable.setdefault(sample, f"{self.store.name(sample)}: {error}")
         if len(self.unreadable) > self.allowed:
-            why = f"{len(self.unreadable)} samples cannot be read: " + "; ".join(sorted(self.unreadable.values())[:20])
-            raise UserError("shards", str(self.store.location), "shards that `armscale data verify` passes", why=why)
+            raise too_many_unreadable(self.store.location, self.unreadable.values())
         return message
 
 
@@ -227,7 +238,7 @@ class _Training(Dataset[Batch]):
         """(pixels, label, sample) of a sample, or of the first readable one after it in its shard."""
         while True:
             try:
-                data, label = self.images.store.read(sample)
+                data, label = self.images.store.read_checked(sample)
                 return self.transform(data, numbers, epoch, sample), label, sample
             except UnreadableImageError as error:
                 skipped.append(self.images.skip(sample, error))
@@ -260,8 +271,8 @@ class _Evaluation(Dataset[EvaluationBatch]):
         images = np.empty((len(samples), 3, size, size), np.uint8)
         labels = np.empty(len(samples), np.int64)
         for row, sample in enumerate(samples.tolist()):
-            data, labels[row] = self.store.read(sample)
             try:
+                data, labels[row] = self.store.read_checked(sample)
                 images[row] = self.transform(data).transpose(2, 0, 1)
             except UnreadableImageError as error:
                 # An accuracy over other images would look like one over all of them.
@@ -282,7 +293,7 @@ class _Batches(Generic[T]):
                 yield self.dataset[number]
             return
         loader = DataLoader(
-            self.dataset,
+            _Answering(self.dataset),
             batch_size=None,
             sampler=self.numbers,
             collate_fn=_as_it_is,
@@ -294,7 +305,26 @@ class _Batches(Generic[T]):
         )
         with sheltered():
             batches = iter(loader)
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, UserError):
+                try:
+                    raise batch
+                finally:
+                    del batch  # else error and frame would hold each other, and the frame its workers
+            yield batch
+
+
+class _Answering(Dataset[T | UserError]):
+    """Gives a user's error back as a value: DataLoader makes a RuntimeError of what a worker raises."""
+
+    def __init__(self, dataset: Dataset[T]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, number: int) -> T | UserError:
+        try:
+            return self.dataset[number]
+        except UserError as error:
+            return error
 
 
 def _as_it_is(batch: T) -> T:

@@ -11,6 +11,7 @@ from scaling.randomness import step_noise
 from scaling.rollback import roll_back
 from scaling.schedule import learning_rate
 from scaling.stop import Stopped
+from scaling.unreadable import Unreadable
 
 if TYPE_CHECKING:
     from scaling.run import Run
@@ -22,15 +23,18 @@ def train(run: Run) -> None:
     The schedule is a function of the batch's place among the run's steps: a masked batch uses up its learning rate, and
     AdamW's own count, which corrects its bias, takes updates alone. Losses and norms are looked at one step late.
 
-    Raises Stopped, with the state committed, when any rank was asked to stop.
+    Raises Stopped, with the state committed, when any rank was asked to stop, and UserError when more samples than
+    allowed turn out unreadable.
     """
     engine, counters, config, saver = run.engine, run.counters, run.config.train, run.saver
     batches = run.open_training_stream()
+    unreadable = Unreadable(run.config.data.shards, run.index.samples)
     run.clock.restart()
     while counters.step < run.steps:
         loss = torch.zeros((), device=engine.device)
         for micro in range(run.accumulation):
             batch = run.clock.fetch(batches)
+            unreadable.met.update(batch.skipped)
             images, labels = run.inputs(batch)
             noise = step_noise(run.config.seed, run.config.stage, batch.positions, tokens=run.masked, depth=run.dropped)
             with run.ranktimes.own_work():
@@ -46,6 +50,8 @@ def train(run: Run) -> None:
         run.stop.arm()
         run.watchdog.beat()
         finished = counters.step == run.steps
+        if counters.step % config.log_every == 0 or finished:
+            unreadable.check(run.side)
         stopping = run.side.agree(run.stop.requested())
         evaluating = not finished and bool(having_turn(run.config, counters.step, finished=False))
         saving = finished or stopping or evaluating or saver.due(counters.step)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.images import Decoder, UnreadableImageError, decode, encode_png, jpeg_size
+from data.images import Decoder, UnreadableImageError, decode, encode_png, jpeg_size, shortened
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(0, 2**32 - 1))
@@ -74,6 +74,39 @@ def test_a_smaller_decoding_is_never_below_what_is_asked() -> None:
     assert Decoder()(buffer.getvalue(), (150, 200)).shape == (150, 200, 3)
 
 
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 40),
+    rows=st.integers(1, 90),
+    subsampling=st.integers(0, 2),
+    mode=st.sampled_from(["RGB", "L"]),
+    progressive=st.booleans(),
+    restart=st.booleans(),
+)
+def test_the_first_rows_alone_are_the_same(
+    height: int, width: int, rows: int, subsampling: int, mode: str, progressive: bool, restart: bool
+) -> None:
+    noise = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    options = {"restart_marker_rows": 1} if restart else {}
+    Image.fromarray(noise).convert(mode).save(
+        buffer, "JPEG", subsampling=subsampling, progressive=progressive, **options
+    )
+    rows = min(rows, height)
+    found = Decoder()(buffer.getvalue(), rows=rows)
+    np.testing.assert_array_equal(found[:rows], decode(buffer.getvalue())[:rows])
+    assert not progressive or len(found) == height
+
+
+def test_rows_below_are_left_unread() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    assert [len(Decoder()(data, rows=rows)) for rows in (1, 14, 15, 200, 375)] == [16, 16, 32, 208, 375]
+    assert [shortened(data[:end], 20) for end in (0, 2, 30)] == [None, None, None]
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"text", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n" + bytes(60)]
 )
@@ -87,7 +120,9 @@ def test_truncated_images_are_unreadable() -> None:
     for kind in ("JPEG", "PNG"):
         buffer = io.BytesIO()
         image.save(buffer, kind)
-        with pytest.raises(UnreadableImageError):
+        with pytest.raises(UnreadableImageError, match=r"[a-z]{4}"):
             decode(buffer.getvalue()[:-2000])
+        with pytest.raises(UnreadableImageError, match=r"[a-z]{4}"):
+            decode(buffer.getvalue()[:300])
     with pytest.raises(UnreadableImageError):
         decode(encode_png(np.asarray(image))[:-2000])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from data.batch import Batch
 from data.config import Augmentation
 from data.index import read_index, read_samples
+from data.store import Store
 from data.stream import open_evaluation, open_stream
 from scaling.errors import UserError
 
@@ -167,6 +168,30 @@ def test_too_many_corrupt_samples_stop_with_their_list(shards: Path, tmp_path: P
     copy = damaged(shards, tmp_path, [3, 33])
     with pytest.raises(UserError, match=r"2 samples cannot be read: shard-000000\.tar, .*; shard-000003\.tar, "):
         steps(copy, 4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_list_comes_through_worker_processes(workers: int, shards: Path, tmp_path: Path) -> None:
+    copy = damaged(shards, tmp_path, list(range(0, 60, 3)))
+    with pytest.raises(UserError, match="samples cannot be read: shard-"):
+        steps(copy, 4, workers=workers)
+
+
+def test_a_flipped_byte_that_would_decode_is_met_as_corrupt(shards: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    store = Store(copy / "train")
+    offset, size = (int(store.samples[7][name]) for name in ("offset", "size"))
+    path = copy / "train" / "shard-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[offset + size // 2] ^= 4
+    path.write_bytes(data)
+    expected = joined(steps(shards, 3))
+    found = steps(copy, 3)
+    assert joined(found)["samples"].tolist() == [
+        8 if sample == 7 else sample for sample in expected["samples"].tolist()
+    ]
+    (skipped,) = {text for step in found for batch in step for text in batch.skipped}
+    assert "crc32" in skipped
 
 
 def test_a_corrupt_evaluation_image_is_an_error(shards: Path, tmp_path: Path) -> None:
