@@ -229,15 +229,27 @@ def announce(run: Run) -> None:
 
 
 def check_inputs(config: RunConfig, folder: Path) -> tuple[Index, Path | None]:
-    """The index of the training split and the parent's weights; UserError before any work when something is missing."""
+    """The index of the training split and the parent's weights; UserError before any work when something is missing.
+
+    A decay takes over the whole state of its trunk instead of weights.
+    """
     index = read_index(split_folder(config.data.shards, "train"))
     require_split(config, index.samples, len(index.classes))
     if config.parent is None:
+        return index, None
+    if config.train.branched_at:
+        branching_point(config, folder)
         return index, None
     weights = folder.parent / config.parent / WEIGHTS
     if not weights.is_file():
         raise UserError("parent", config.parent, "a completed run beside this one", why=f"no {WEIGHTS} there")
     return index, weights
+
+
+def branching_point(config: RunConfig, folder: Path) -> Path:
+    """The checkpoint of its trunk at which a decay starts; UserError when the trunk has not kept it."""
+    assert config.parent is not None and config.train.branched_at is not None
+    return checkpoint.at_step(folder.parent / config.parent, config.train.branched_at // config.train.global_batch)
 
 
 def claim(config: RunConfig, folder: Path, rank: Rank, stop: StopRequest) -> Attempt:
@@ -297,6 +309,9 @@ def build(config: RunConfig, attempt: Attempt, rank: Rank, index: Index, parent:
     resumed = checkpoint.load_latest(attempt.folder, engine.state())
     if resumed is not None:
         run.counters, run.saver.newest = resumed, resumed.step
-        run.health.restart(resumed.losses)
+    elif train_config.branched_at:
+        run.counters = checkpoint.load(branching_point(config, attempt.folder), engine.state())
+        run.counters.gpu_seconds = 0.0  # those are the trunk's
+    run.health.restart(run.counters.losses)
     engine.loaded()
     return run

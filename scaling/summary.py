@@ -36,7 +36,8 @@ def _own(run: Run) -> dict[str, Any]:
     config, train = run.config, run.config.train
     useful = run.counters.gpu_seconds
     rows = rundir.read_lines(run.attempt.folder / rundir.METRICS)[0]
-    images = run.counters.images_seen
+    images = run.counters.images_seen - (train.branched_at or 0)  # before that they are the trunk's
+    trunk = train.schedule == "wsd" and train.decay == 0
     return {
         "strategy": config.strategy,
         "encoder": config.encoder,
@@ -50,7 +51,7 @@ def _own(run: Run) -> dict[str, Any]:
         "images_seen": images,
         "epochs": images / run.index.samples,
         "schedule": train.schedule,
-        "finished_schedule": run.counters.step == run.steps,
+        "finished_schedule": run.counters.step == run.steps and not trunk,
         "final_loss": rows[-1].get("loss") if rows else None,
         "train_flops": run.cost.flops_per_image * images,
         "scan_flops": run.cost.scan_flops_per_image * images,
@@ -97,12 +98,13 @@ def _rates(run: Run) -> dict[str, Any]:
 
 
 def _totals(run: Run, own: dict[str, Any]) -> dict[str, Any]:
-    """Own and ancestors' images, FLOPs and device seconds."""
-    parent = run.config.parent
+    """Own and ancestors' images, FLOPs and device seconds; of a trunk its part before the branch."""
+    parent, branched_at = run.config.parent, run.config.train.branched_at
     before = rundir.read_json(run.attempt.folder.parent / parent / rundir.SUMMARY) if parent else None
     before = before or {}
+    after_branch = 1 - branched_at / before["images_seen"] if branched_at and before else 0.0
     return {
-        f"total_{name}": own[name] + (before.get(f"total_{name}") or 0)
+        f"total_{name}": own[name] + (before.get(f"total_{name}") or 0) - after_branch * (before.get(name) or 0)
         for name in ("images_seen", "train_flops", "gpu_seconds")
     }
 
