@@ -36,6 +36,12 @@ class EncoderConfig:
     positions: str = "sincos"  # sincos (fixed) or learned
     class_token: bool = False  # in the middle of the sequence
     drop_path: float = 0.0  # rate at the end of the ramp of the sheet, section 3
+    base_width: int | None = None  # width at which muP is the standard parametrisation; null: standard at every width
+
+    @property
+    def width_ratio(self) -> float:
+        """By how much muP scales: width over base width; 1 in the standard parametrisation."""
+        return 1.0 if self.base_width is None else self.width / self.base_width
 
     @property
     def side(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.initialize import canonical
+from models.initialize import READOUT_POWERS, canonical
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -27,3 +27,14 @@ def decays(name: str, parameter: Tensor, stage: str = "pretrain") -> bool:
         return False
     positional = canonical(name) in ("encoder.embedding.pos_embed", "encoder.embedding.cls_token")
     return stage == "pretrain" or not positional
+
+
+def reads_width(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix whose inputs grow with the width of the encoder.
+
+    Of a block all matrices but A_log and the convolution's taps, and of the rest the readouts. The patch embedding,
+    positions, vectors and the inside of decoders read a fixed number of inputs.
+    """
+    name = canonical(name)
+    inside = name.startswith("encoder.blocks.") and not name.endswith((".scan.A_log", ".conv.weight"))
+    return parameter.dim() == 2 and (inside or name in READOUT_POWERS)

@@ -96,6 +96,11 @@ def rules(depth: int, head_std: float) -> tuple[tuple[str, Rule], ...]:
     )
 
 
+READOUT_POWERS = {"head.weight": 1.0, "decoder.from_encoder.weight": 0.5}
+"""Under muP the deviation of a readout falls as 1 / width (arXiv 2203.03466, table 3); the rules above draw the head
+with one deviation at every width, and decoders' inputs with width^-1/2. All other matrices already are as muP wants."""
+
+
 def canonical(name: str) -> str:
     """A parameter's name inside the wrapped module, whether it was read there or on the objective around it."""
     return name.removeprefix("module.")
@@ -122,13 +127,15 @@ def write(parameter: Tensor, full: Tensor) -> None:
 def initialize(module: nn.Module, seed: int) -> None:
     """Draws all parameters of an objective or of the module in it, and fills its tables. They must have memory."""
     parameters = {canonical(name): parameter for name, parameter in module.named_parameters()}
-    depth = next(part.config.depth for part in module.modules() if isinstance(part, Encoder))
+    encoder = next(part.config for part in module.modules() if isinstance(part, Encoder))
     head_std = next((part.config.head_std for part in module.modules() if isinstance(part, Classifier)), 0.0)
-    table = rules(depth, head_std)
+    table = rules(encoder.depth, head_std)
     for name, parameter in parameters.items():
         rule = next(rule for pattern, rule in table if fnmatchcase(name, pattern))
         full = torch.empty(parameter.shape)
         rule(full, generator_of(seed, name))
+        if name in READOUT_POWERS:
+            full.mul_(encoder.width_ratio ** -READOUT_POWERS[name])
         write(parameter, full)
     for part in module.modules():
         if isinstance(part, WithTables):

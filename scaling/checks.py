@@ -10,6 +10,7 @@ from models.ladder import SIZES
 from scaling.config import (
     ENGINES,
     EVALUATORS,
+    PARAMETRISATIONS,
     PRECISIONS,
     PURPOSES,
     SCHEDULES,
@@ -45,6 +46,9 @@ def check(config: RunConfig) -> None:
     choice("encoder", config.encoder, ENCODERS)
     choice("size", config.size, tuple(SIZES))
     choice("stage", config.stage, STAGES)
+    choice("model.parametrisation", config.model.parametrisation, PARAMETRISATIONS)
+    if config.model.base_width < 1:
+        raise UserError("model.base_width", config.model.base_width, "numbers above 0")
     choice("purpose", config.purpose, PURPOSES)
     choice("engine", config.engine, ENGINES)
     choice("precision", config.precision, PRECISIONS)

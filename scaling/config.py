@@ -18,6 +18,7 @@ ENGINES = ("single", "ddp", "fsdp", "deepspeed")
 ZERO_STAGES = (1, 2, 3)  # stage 0 is `ddp`
 ZERO_BUCKET = 50_000_000  # elements reduced or gathered at once; DeepSpeed's default takes ten times the memory
 PRECISIONS = ("fp32", "bf16")
+PARAMETRISATIONS = ("standard", "mup")
 PURPOSES = ("accuracy", "throughput")
 SCHEDULES = ("cosine", "wsd")
 EVALUATORS = {
@@ -49,6 +50,8 @@ class ModelConfig:
     depth: int | None = None
     width: int | None = None
     patch_size: int = 16
+    parametrisation: str = "standard"  # or mup: one learning rate for all widths (Yang et al. 2021, arXiv 2203.03466)
+    base_width: int = 192  # mup: the width at which it is the standard parametrisation, where rates are tuned
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,7 @@ class RunConfig:
             positions="learned" if learned else "sincos",
             class_token=self.train.class_token,
             drop_path=self.train.drop_path,
+            base_width=self.model.base_width if self.model.parametrisation == "mup" else None,
         )
 
     def objective_config(self, classes: int) -> ObjectiveConfig:

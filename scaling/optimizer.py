@@ -8,23 +8,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.groups import decays, layer_of
+from models.groups import decays, layer_of, reads_width
 from scaling.config import RunConfig
 
 
 def parameter_groups(objective: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
     """Groups of equal (weight decay, layer scale); scale = layer_decay^(depth + 1 - layer) (sheet, section 3).
 
-    The learning rate of a group is lr_scale times the schedule's, the floor included.
+    The learning rate of a group is lr_scale times the schedule's, the floor included. Under muP the rate of matrices
+    that read the encoder's width falls as 1 / width (arXiv 2203.03466, table 3, Adam); their decay grows as it, so that
+    a step takes the same part of a weight at every width.
     """
-    train, depth = config.train, config.encoder_config().depth
+    train, encoder = config.train, config.encoder_config()
+    depth = encoder.depth
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in objective.named_parameters():
         if not parameter.requires_grad:
             continue
         scale = train.layer_decay ** (depth + 1 - layer_of(name, depth)) if config.classifies else 1.0
         decay = train.weight_decay if decays(name, parameter, stage=config.stage) else 0.0
-        groups[decay, scale].append(parameter)
+        ratio = encoder.width_ratio if reads_width(name, parameter) else 1.0
+        groups[decay * ratio, scale / ratio].append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), parameters in sorted(groups.items())
