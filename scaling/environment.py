@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import os
 import platform
 import socket
@@ -22,6 +24,21 @@ PACKAGES = (
     "armscale", "torch", "numpy", "deepspeed", "triton", "numba", "mamba-ssm", "causal-conv1d", "webdataset",
     "submitit",
 )  # fmt: skip
+
+
+_LEFT: list[Any] = []
+"""Process groups that were left, until the process ends.
+
+A group joins gloo's thread when its last owner goes. Where that is DDP's reducer, whose destructor keeps the
+interpreter's lock, and the thread waits for that lock to free the tensors of its last collective, neither ends. So the
+last owner is this list: what Python owns of a group is freed without the lock.
+"""
+
+
+@atexit.register
+def _free_groups() -> None:
+    gc.collect()  # engines that still own one go first
+    _LEFT.clear()
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,7 @@ class Rank:
     def leave(self) -> None:
         """Ends the process group, where there is one; threads that outlive the interpreter make it abort."""
         if dist.is_initialized():
+            _LEFT.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from scaling.checks import check, choice
@@ -92,5 +92,11 @@ def load_run(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 def dump(config: Any) -> str:
     """YAML of a config, every field in the order of its dataclass."""
-    tree = OmegaConf.to_container(DictConfig(OmegaConf.structured(config)))
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    """YAML has lists, not tuples."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,1 +1,1 @@
-"""Slurm: submitit launcher, the job that saves and requeues, status, a real cluster for one machine."""
+"""Slurm: the launcher, the job that saves and requeues, status, a real cluster for one machine."""

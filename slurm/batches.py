@@ -3,6 +3,7 @@
     <study>/slurm/batch-0001/runs.json   {task of the array: run}
                              script.sh   what sbatch got
                              job         Slurm's id of the array; missing when the launch was cut off around the call
+                             emitted     where `launch --emit` wrote the script; a user submits it, not we
                              cancelled   its runs are not wanted any more: a job that finds this does nothing
                              0.log       what the job itself says (a run's own output is in its logs/)
     <study>/slurm/launches/N             claimed by exclusive creation; says "ended" when that launch is through
@@ -30,8 +31,11 @@ RUNS: Final = "runs.json"
 SCRIPT: Final = "script.sh"
 JOB: Final = "job"
 CANCELLED: Final = "cancelled"
+EMITTED: Final = "emitted"
 DROPPED: Final = ".dropped"
 ENDED: Final = "ended\n"
+GRACE: Final = "ARMSCALE_GRACE"
+"""Tells a job how long before its end it is asked to stop, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,15 @@ class Batch:
     def job(self) -> str | None:
         """Slurm's id of the array; None before sbatch has told it."""
         path = self.folder / JOB
-        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+        return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
 
     @property
     def cancelled(self) -> bool:
         return (self.folder / CANCELLED).exists()
+
+    @property
+    def emitted(self) -> bool:
+        return (self.folder / EMITTED).exists()
 
     @property
     def name(self) -> str:

@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from scaling import rundir
-from scaling.attempt import write_status
+from scaling.study.folders import mark_cancelled
 from scaling.study.plan import Plan, run_state
 from slurm.batches import CANCELLED, newest, only_launch, read_batches
 from slurm.launcher import recover
@@ -30,12 +29,7 @@ def cancel(plan: Plan, root: Path) -> list[str]:
             (folder / CANCELLED).touch()
         jobs = {batch.job for batch in batches.values() if batch.job}
         _end(jobs)
-        cancelled = [run for run in open_runs if run_state(study / run) not in ("completed", "failed")]
-        for run in cancelled:
-            if rundir.is_run(study / run):
-                status = rundir.read_json(study / run / rundir.STATUS) or {}
-                write_status(study / run, "cancelled", attempt=status.get("attempt") or 0, step=status.get("step"))
-    return cancelled
+        return mark_cancelled(plan, study)
 
 
 def _end(jobs: set[str]) -> None:

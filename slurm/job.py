@@ -1,11 +1,12 @@
 """The job, as the batch process on the first node: starts one task a rank, passes stop signals on, and decides
 whether the job comes again.
 
-    python -m slurm.job <study>/slurm/batch-0001      called by the sbatch script
+    python -m slurm.job <study>/slurm/batch-0001 srun ... python -m scaling.cli run     called by the sbatch script
 
-It goes by status.json, never by an exit code, and asks for the job again only while Slurm counts it as running: a job
-that was cancelled, or that Slurm requeues by itself (preemption, failed node, scontrol requeue), has left that state.
-Its own exit status says only whether the run is completed, which is what children wait for.
+The command gets the run's config.yaml behind it. It goes by status.json, never by an exit code, and asks for the job
+again only while Slurm counts it as running: a job that was cancelled, or that Slurm requeues by itself (preemption,
+failed node, scontrol requeue), has left that state. Its own exit status says only whether the run is completed, which
+is what children wait for.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from typing import Final
 from scaling import rundir
 from scaling.attempt import job_id, write_status
 from scaling.errors import UserError
-from slurm.batches import read_batch
+from scaling.study.failures import RUN_LOG, headline
+from slurm import history
+from slurm.batches import GRACE, Batch, read_batch
+from slurm.history import Start
 from slurm.queue import ControllerError, expand_hosts, read_jobs
 
 ASK_AGAIN_SECONDS: Final = 5.0
-NEAR_END_SECONDS: Final = 200.0
+EARLY_SECONDS: Final = 80.0
 """Slurm sends the signal of the time limit up to a minute early."""
 PROBE_SECONDS: Final = 60.0
 NOTICE_SECONDS: Final = 900.0
 CONTROLLER_TRIES: Final = 10
 
-# The tasks of a step share its fate: one that fails takes the others with it, and one that has saved and left (85) must
-# not. Signals reach every process of a task; the shell must outlive them.
-TASK: Final = "trap '' TERM INT USR1 USR2; \"$@\"; status=$?; [ $status -eq 85 ] || exit $status"
-TASK_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Supervisor:
@@ -45,23 +46,25 @@ class Supervisor:
         self.run = run
         self.asked = False
         self.newest = _newest_checkpoint(run)
+        own, nodes = job_id(), expand_hosts(os.environ["SLURM_JOB_NODELIST"])
+        assert own is not None
+        self.start = history.begin(run, own, int(os.environ.get("SLURM_RESTART_COUNT", "0")), nodes)
 
     def listen(self) -> None:
         """From here on a signal is a request that is passed on, not the end of the job."""
-        for number in TASK_SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
 
-    def carry_out(self) -> None:
+    def carry_out(self, command: list[str]) -> None:
         """Runs the step to its end. A stop request is repeated, as ranks that still import would not hear it once."""
-        logs = self.run / rundir.LOGS
-        logs.mkdir(exist_ok=True)
-        with (logs / "run.log").open("ab") as log:
-            command = [sys.executable, "-m", "scaling.cli", "run", str(self.run / rundir.CONFIG)]
+        with (self.run / rundir.LOGS / RUN_LOG).open("ab") as log:
+            log.write(headline(f"job {self.start.job}, restart {self.start.restart}, on {' '.join(self.start.nodes)}"))
+            log.flush()
             step = subprocess.Popen(
-                ["srun", *srun_options(), "bash", "-c", TASK, "task", *command],
+                [*command, str(self.run / rundir.CONFIG)],
                 env=os.environ | meeting_point(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -89,12 +92,14 @@ class Supervisor:
     def stuck(self) -> bool:
         """Whether the time limit came before anything was saved: the next job would get no further."""
         end = os.environ.get("SLURM_JOB_END_TIME")
-        near_end = end is not None and time.time() > float(end) - NEAR_END_SECONDS
+        near_end = end is not None and time.time() > float(end) - float(os.environ.get(GRACE, "120")) - EARLY_SECONDS
         return near_end and _newest_checkpoint(self.run) == self.newest
 
     def record_death(self) -> None:
         """A run that ended without a word in this job has failed."""
         status = rundir.read_json(self.run / rundir.STATUS) or {}
+        if not history.is_newest(self.run, self.start):
+            return
         silent = status.get("state") in ("running", "stopped") and status.get("job_id") == job_id()
         if silent or status.get("state") in ("planned", "queued"):
             error = f"its ranks ended without a word; see {rundir.LOGS}/run.log"
@@ -103,8 +108,9 @@ class Supervisor:
 
 def main(arguments: list[str]) -> int:
     """Exit status 0 exactly when the run is completed."""
+    folder, *command = arguments
     try:
-        batch = read_batch(Path(arguments[0]))
+        batch = read_batch(Path(folder))
     except FileNotFoundError:
         print("this batch was dropped: its runs are submitted by another")
         return 1
@@ -116,12 +122,25 @@ def main(arguments: list[str]) -> int:
     if not completed(run):
         supervisor = Supervisor(run)
         supervisor.listen()
-        supervisor.carry_out()
-        if not completed(run) and (supervisor.wants_more() or lost_a_node()):
-            return come_again(run, supervisor, cancelled=batch.cancelled)
-        if not completed(run):
-            supervisor.record_death()
+        supervisor.carry_out(command)
+        outcome = decide(run, supervisor, batch)
+        if history.is_newest(run, supervisor.start):
+            status = rundir.read_json(run / rundir.STATUS) or {}
+            history.end(run, supervisor.start, outcome, str(status.get("error") or ""))
+            print(outcome, flush=True)
+        if outcome == "requeued":
+            requeue()
     return 0 if completed(run) else 1
+
+
+def decide(run: Path, supervisor: Supervisor, batch: Batch) -> str:
+    """What becomes of the job whose step has ended."""
+    if completed(run):
+        return "completed"
+    if supervisor.wants_more() or lost_a_node(supervisor.start):
+        return come_again(run, supervisor, cancelled=batch.cancelled)
+    supervisor.record_death()
+    return "failed"
 
 
 def completed(run: Path) -> bool:
@@ -129,7 +148,7 @@ def completed(run: Path) -> bool:
     return (run / rundir.SUMMARY).is_file()
 
 
-def lost_a_node() -> bool:
+def lost_a_node(start: Start) -> bool:
     """Whether a node of this job no longer answers, which the other ranks see as an error of their own.
 
     Slurm notices later (SlurmdTimeout, five minutes by default) and then requeues the job itself, without that node.
@@ -145,32 +164,32 @@ def lost_a_node() -> bool:
     if not answers:
         print("a node does not answer; waiting for Slurm to notice", flush=True)
         deadline = time.monotonic() + NOTICE_SECONDS
-        while time.monotonic() < deadline and _own_state() == "RUNNING":
+        while time.monotonic() < deadline and _own_state(start) == "RUNNING":
             time.sleep(ASK_AGAIN_SECONDS)
     return not answers
 
 
-def come_again(run: Path, supervisor: Supervisor, *, cancelled: bool) -> int:
-    """Requeues this job unless it was cancelled or is being requeued already."""
-    state = _own_state()
-    if cancelled or state != "RUNNING":
-        print(f"stopped; not requeued from here, as Slurm has decided or does not answer: {state}")
-    elif supervisor.stuck():
+def come_again(run: Path, supervisor: Supervisor, *, cancelled: bool) -> str:
+    """Whether this job asks for itself again: unless it was cancelled or Slurm has decided already."""
+    state = _own_state(supervisor.start)
+    if cancelled:
+        return "cancelled"
+    if state != "RUNNING":
+        print(f"not requeued from here, as Slurm has decided or does not answer: {state}", flush=True)
+        return "left to Slurm"
+    if supervisor.stuck():
         too_short = "the time limit came before anything was saved: raise resources.time"
         write_status(run, "failed", attempt=_attempt(run), error=too_short)
-    else:
-        print("stopped; requeued", flush=True)
-        try:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-        except FileNotFoundError:
-            print("no scontrol on this node: `study launch` continues the run")
-    return 1
+        return "failed"
+    return "requeued"
 
 
-def srun_options() -> list[str]:
-    """One task a rank on all of the job's nodes. srun inherits the rest, save for the CPUs of a task (since 22.05)."""
-    cpus = os.environ.get("SLURM_CPUS_PER_TASK")
-    return ["--kill-on-bad-exit=1", "--unbuffered", *([f"--cpus-per-task={cpus}"] if cpus else [])]
+def requeue() -> None:
+    """Asks Slurm for this task of the array again, which ends this process."""
+    try:
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+    except FileNotFoundError:
+        print("no scontrol on this node: `study launch` continues the run")
 
 
 def meeting_point() -> dict[str, str]:
@@ -179,13 +198,13 @@ def meeting_point() -> dict[str, str]:
     return {"MASTER_ADDR": first, "MASTER_PORT": str(15000 + int(os.environ["SLURM_JOB_ID"]) % 17000)}
 
 
-def _own_state() -> str | None:
-    """This job's state in Slurm's words; None where nobody answers, after some patience."""
-    own = job_id()
-    assert own is not None
+def _own_state(start: Start) -> str | None:
+    """This start's state in Slurm's words; None where it is another start's job by now, or, after some patience,
+    where nobody answers."""
     for _ in range(CONTROLLER_TRIES):
         try:
-            return read_jobs([own])[own].state
+            job = read_jobs([start.job])[start.job]
+            return job.state if job.restarts == start.restart else None
         except ControllerError as error:
             print(error, flush=True)
             time.sleep(ASK_AGAIN_SECONDS)

@@ -12,7 +12,7 @@ from typing import Final
 
 from scaling import files
 from scaling.errors import UserError
-from scaling.study.folders import write_folders
+from scaling.study.folders import require_writable, write_configs, write_folders
 from scaling.study.plan import Plan, Row
 from slurm.batches import JOB, SCRIPT, Batch, drop, newest, next_batches, only_launch, read_batches, write_batch
 from slurm.queue import CLIENT_SECONDS, ControllerError, read_settings
@@ -21,6 +21,7 @@ from slurm.site import Site
 from slurm.states import Standing, read_standings
 
 TRIES: Final = 5
+DEFAULT_ARRAY_SIZE: Final = 1001
 SINCE: Final = ("--starttime=now-30days",)
 LEFT_ALONE: Final = ("completed", "queued", "running", "cancelled")
 """States that a launch leaves alone; `retry` takes up cancelled runs too."""
@@ -53,10 +54,12 @@ def launch(plan: Plan, root: Path, site: Site, *, limit: int | None = None, agai
     UserError when another launch of the study is at work or Slurm refuses, ControllerError when Slurm stays away.
     """
     study = root / plan.study.name
+    require_writable(study)
     with only_launch(study):
         write_folders(plan, root)
         recover(study)
-        arrays = prepare(plan, root, site, read_standings(plan, root), again)
+        arrays = prepare(plan, root, site, read_standings(plan, root), again, size=array_size())
+        write_configs([row for array in arrays for row in array.rows.values()], study)
         for array in arrays:
             write_batch(array.batch, text(array, site, limit))
             _note_job(array.batch, submit(array.batch))
@@ -65,26 +68,36 @@ def launch(plan: Plan, root: Path, site: Site, *, limit: int | None = None, agai
 
 def scripts(plan: Plan, root: Path, site: Site, *, limit: int | None = None) -> list[str]:
     """What `launch` would submit; nothing is. A parent that has no id yet stands there by its job's name."""
-    return [text(array, site, limit) for array in prepare(plan, root, site, read_standings(plan, root))]
+    arrays = prepare(plan, root, site, read_standings(plan, root), size=array_size(required=False))
+    return [text(array, site, limit) for array in arrays]
 
 
-def text(array: Array, site: Site, limit: int | None) -> str:
-    """The sbatch script of `array`, whose parent is submitted already."""
-    parent = (array.parent.job or array.parent.name) if array.parent else None
+def array_size(*, required: bool = True) -> int:
+    """Tasks that an array may have; Slurm's default where Slurm is not `required` and not here."""
+    try:
+        return int(read_settings()["MaxArraySize"])
+    except UserError:
+        if required:
+            raise
+        return DEFAULT_ARRAY_SIZE
+
+
+def text(array: Array, site: Site, limit: int | None, *, depends: bool = True) -> str:
+    """The sbatch script of `array`, whose parent is submitted already; without `depends` whoever submits it says so."""
+    parent = (array.parent.job or array.parent.name) if array.parent and depends else None
     return script(array.batch, array.shape, site, limit=limit, parent=parent, directory=Path.cwd())
 
 
 def prepare(
-    plan: Plan, root: Path, site: Site, standings: dict[str, Standing], again: Iterable[str] = ()
+    plan: Plan, root: Path, site: Site, standings: dict[str, Standing], again: Iterable[str] = (), *, size: int
 ) -> list[Array]:
-    """The arrays to submit, parents first."""
+    """The arrays to submit, of at most `size` tasks each, parents first."""
     study = root / plan.study.name
     left_alone = set(LEFT_ALONE) - set(again)
     rows = [row for row in plan.rows if standings[row.config.run].state not in left_alone]
     if not rows:
         return []
     folders = next_batches(study)
-    size = int(read_settings()["MaxArraySize"])
     last = newest(read_batches(study))
     placed = {run: last[run] for run, standing in standings.items() if standing.state in ("queued", "running")}
     arrays: list[Array] = []
@@ -125,9 +138,9 @@ def recover(study: Path) -> None:
     for batch in read_batches(study):
         if batch.job is None:
             job = find(batch.name)
-            if job is None:
+            if job is None and not batch.emitted:
                 drop(batch)
-            else:
+            elif job is not None:
                 _note_job(batch, job)
 
 

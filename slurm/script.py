@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from scaling.config import RunConfig
-from slurm.batches import Batch
+from slurm.batches import GRACE, Batch
 from slurm.site import Site, minutes
 
 HOME: Final = Path(__file__).resolve().parents[1]
-STOP_SECONDS: Final = 120
-"""Before its time limit a job is asked to stop; scaling.stop watches the same limit by itself."""
+RANK: Final = "trap '' TERM INT USR1 USR2; \"$@\"; status=$?; [ $status -eq 85 ] || exit $status"
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,16 @@ class Shape:
     nodes: int
     ranks_per_node: int
     minutes: int
+    grace: int = 120
+    """Seconds before its time limit at which the job is asked to stop; scaling.stop watches the same limit."""
 
 
 def shape_of(config: RunConfig, site: Site) -> Shape:
     """The shape of a run; its time is cut to the site's longest."""
     asked = minutes(config.resources.time, "resources.time")
     allowed = minutes(site.time, "time") if site.time else asked
-    return Shape(config.resources.nodes, config.resources.gpus_per_node, min(asked, allowed))
+    resources = config.resources
+    return Shape(resources.nodes, resources.gpus_per_node, min(asked, allowed), round(resources.grace))
 
 
 def script(batch: Batch, shape: Shape, site: Site, *, limit: int | None, parent: str | None, directory: Path) -> str:
@@ -51,15 +53,17 @@ def script(batch: Batch, shape: Shape, site: Site, *, limit: int | None, parent:
         "account": site.account,
         "qos": site.qos,
         "constraint": site.constraint,
+        "exclude": ",".join(site.exclude),
         "dependency": f"aftercorr:{parent}" if parent else None,
         "kill-on-invalid-dep": "yes" if parent else None,
         # To the batch process alone, which passes it on; the same signal announces a preemption.
-        "signal": f"B:USR2@{STOP_SECONDS}",
+        "signal": f"B:USR2@{shape.grace}",
         "requeue": True,
         "open-mode": "append",
         "chdir": directory,
         "output": batch.folder.resolve() / "%a.log",
     }
+    python = shlex.quote(sys.executable)
     lines = ["#!/bin/bash"]
     for name, value in options.items():
         if value is True:
@@ -69,13 +73,28 @@ def script(batch: Batch, shape: Shape, site: Site, *, limit: int | None, parent:
     lines += [
         "",
         "trap '' USR2  # until slurm.job listens: the signal's default action would end the job",
+        *(f"module load {module}" for module in site.modules),
         *site.setup,
         "export PYTHONSAFEPATH=1",
         f'export PYTHONPATH={shlex.quote(str(HOME))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         'export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"',
-        f"exec {shlex.quote(sys.executable)} -m slurm.job {shlex.quote(str(batch.folder.resolve()))}",
+        f"export {GRACE}={shape.grace}",
+        "",
+        "# One task a rank. One that fails takes the others with it; one that has saved and left (85) must not.",
+        "# Signals reach every process of a task, and the shell must outlive them.",
+        f"rank={shlex.quote(RANK)}",
+        "# slurm.job runs the command with the run's config.yaml behind it, passes stop signals on to the tasks, and",
+        "# requeues this task of the array until the run's summary is written.",
+        f"exec {python} -m slurm.job {shlex.quote(str(batch.folder.resolve()))} \\",
+        f'    {shlex.join(["srun", *_srun_options(site)])} bash -c "$rank" rank \\',
+        f"    {' '.join(filter(None, (site.container, site.python or python)))} -m scaling.cli run",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _srun_options(site: Site) -> list[str]:
+    """srun takes the rest from the job, save for the CPUs of a task (since 22.05)."""
+    return ["--kill-on-bad-exit=1", "--unbuffered", f"--cpus-per-task={site.cpus_per_rank}"]
 
 
 def _ranges(tasks: list[int]) -> str:

@@ -31,16 +31,25 @@ def read_standings(plan: Plan, root: Path) -> dict[str, Standing]:
     """{run: standing} of the plan. Slurm is asked only where something was submitted."""
     study = root / plan.study.name
     last = newest(read_batches(study))
-    jobs = read_jobs({batch.job for batch, _ in last.values() if batch.job})
+    ids = {row.config.run: _job_of(study / row.config.run, last.get(row.config.run)) for row in plan.rows}
+    jobs = read_jobs(filter(None, ids.values()))
     standings: dict[str, Standing] = {}
     for row in plan.rows:  # parents stand before their children
         run = row.config.run
-        batch, task = last.get(run, (None, 0))
-        job_id = f"{batch.job}_{task}" if batch and batch.job else ""
+        batch, _ = last.get(run, (None, 0))
+        job_id = ids[run]
         standing = _standing(study / run, batch, jobs.get(job_id), job_id)
         parent = standings.get(row.config.parent or "")
         standings[run] = standing if parent is None else below(parent, standing, jobs.get(job_id))
     return standings
+
+
+def _job_of(run: Path, submitted: tuple[Batch, int] | None) -> str:
+    """The job that a run was last submitted in; one that we did not submit is known by what it says while it runs."""
+    if submitted is not None and submitted[0].job:
+        return f"{submitted[0].job}_{submitted[1]}"
+    status = rundir.read_json(run / rundir.STATUS) or {}
+    return str(status.get("job_id") or "") if status.get("state") in ("running", "stopped") else ""
 
 
 def with_states(plan: Plan, standings: dict[str, Standing]) -> Plan:

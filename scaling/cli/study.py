@@ -12,13 +12,14 @@ from scaling.rundir import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from scaling.study.plan import Plan
+    from slurm.site import Site
 
 app = typer.Typer(help="Plan, launch and watch a study.", no_args_is_help=True)
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, its folder or name under the root.")]
 RootOption = Annotated[Path, typer.Option(help="Where run folders go.")]
 SiteOption = Annotated[
-    Path | None, typer.Option(help="slurm: what this site wants of every job (partition, account, time, gpus, setup).")
+    Path | None, typer.Option(help="slurm: what this site wants of every job (partition, account, modules...).")
 ]
 JobsOption = Annotated[
     int | None,
@@ -28,130 +29,203 @@ JobsOption = Annotated[
 ]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for the end (local launches always do).")]
 CLUSTERS = ("local", "slurm")
+ClusterOption = Annotated[str, typer.Option(help="local: processes of this machine, in the foreground; slurm: jobs.")]
 
 
-@app.command(epilog="Example: armscale study plan quickstart")
-def plan(study: StudyArgument, root: RootOption = Path(DEFAULT_ROOT)) -> None:
-    """The tree of runs: parameters, FLOPs, memory, device hours, and what is already done; settings that differ."""
+@app.command(epilog="Example: armscale study plan quickstart --price 2.5")
+def plan(
+    study: StudyArgument,
+    root: RootOption = Path(DEFAULT_ROOT),
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(help="Where rates were measured: JSON of `bench step`, or a folder of runs. May be repeated."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="The device to plan for, such as H100: its rates count alone, and runs must fit it.")
+    ] = "",
+    price: Annotated[float | None, typer.Option(min=0.0, help="Of one device hour.")] = None,
+) -> None:
+    """The tree of runs: FLOPs, memory, device hours, cost, what is done, running or queued; settings that differ."""
+    from scaling.cli.status import read_status
     from scaling.cli.tables import plan_table, settings_table, show
+    from scaling.study.expect import read_measured
+    from scaling.study.fit import require_fit
 
-    planned = _plan(study, root)
-    show(plan_table(planned))
+    planned = read_status(_plan(study, root), root).plan
+    show(plan_table(planned, read_measured(planned, root, measured or [], device), price))
     show(settings_table(planned))
+    if device:
+        require_fit(planned, device)
 
 
 @app.command(epilog="Example: armscale study launch quickstart --cluster local")
 def launch(
     study: StudyArgument,
-    cluster: Annotated[
-        str, typer.Option(help="local: processes of this machine, in the foreground; slurm: jobs.")
-    ] = "local",
+    cluster: ClusterOption = "local",
     root: RootOption = Path(DEFAULT_ROOT),
     site: SiteOption = None,
     jobs: JobsOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would start, start nothing.")] = False,
+    emit: Annotated[
+        Path | None, typer.Option(help="slurm: write plain sbatch files into this folder and submit nothing.")
+    ] = None,
     wait: WaitOption = False,
 ) -> None:
     """Run everything in the study that is not completed. Interrupted or repeated, it continues where it was."""
-    from scaling.cli.tables import plan_table, show
-    from scaling.study import local
-    from scaling.study.folders import write_folders
     from scaling.study.plan import require_data
 
+    planned = _plan(study, root)
+    if _cluster(cluster, emit) == "local":
+        if dry_run:
+            from scaling.cli.tables import plan_table, show
+            from scaling.study.expect import Measured
+
+            show(plan_table(planned, Measured(), None))
+            return
+        require_data(planned)
+        _run_here(planned, root, jobs)
+        return
+    from scaling.study.fit import require_fit
+    from slurm import launcher
+    from slurm.emit import SUBMIT
+    from slurm.emit import emit as write_scripts
+    from slurm.site import read_site
+
+    require_data(planned)
+    defaults = read_site(site)
+    if defaults.device:
+        require_fit(planned, defaults.device)
+    if dry_run:
+        typer.echo("\n".join(launcher.scripts(planned, root, defaults, limit=jobs)))
+    elif emit is not None:
+        for script in write_scripts(planned, root, defaults, emit, limit=jobs):
+            typer.echo(str(script))
+        typer.echo(f"nothing is submitted; {emit / SUBMIT} submits them in order")
+    else:
+        _submit(planned, root, defaults, jobs, wait=wait)
+
+
+@app.command(epilog="Example: armscale study status quickstart --watch")
+def status(
+    study: StudyArgument,
+    root: RootOption = Path(DEFAULT_ROOT),
+    watch: Annotated[bool, typer.Option("--watch", help="Keep looking until nothing is queued or running.")] = False,
+) -> None:
+    """Where every run stands, what failed and why, from the run folders and, where runs were submitted, from Slurm."""
+    from scaling.cli import status as shown
+    from scaling.cli.tables import show
+
+    planned = _plan(study, root)
+    if watch:
+        shown.watch(lambda: shown.read_status(planned, root), root)
+    else:
+        show(shown.show_status(shown.read_status(planned, root), root))
+
+
+@app.command(epilog="Example: armscale study cancel quickstart")
+def cancel(study: StudyArgument, root: RootOption = Path(DEFAULT_ROOT)) -> None:
+    """Cancel every run of a study that is not completed; what they have saved stays. `retry` goes on."""
+    from scaling.study import local
+    from scaling.study.folders import mark_cancelled
+
+    planned = _plan(study, root)
+    folder = root / planned.study.name
+    local.stop(folder)
+    if not (folder / "slurm").is_dir():
+        cancelled = mark_cancelled(planned, folder)
+    else:
+        from slurm.cancel import cancel as cancel_runs
+        from slurm.queue import ControllerError
+
+        try:
+            cancelled = cancel_runs(planned, root)
+        except ControllerError as error:
+            raise _no_answer(error) from None
+    typer.echo(f"{planned.study.name}: {len(cancelled)} of {len(planned.rows)} runs cancelled")
+
+
+@app.command(epilog="Example: armscale study retry quickstart train.micro_batch=32 --exclude-nodes n3 --memory 400G")
+def retry(
+    study: StudyArgument,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key=value ...]", help="For the runs that failed; no field that changes a result."),
+    ] = None,
+    cluster: Annotated[str, typer.Option(help="local or slurm; default: where the study was launched.")] = "",
+    root: RootOption = Path(DEFAULT_ROOT),
+    site: SiteOption = None,
+    exclude_nodes: Annotated[str, typer.Option(help="slurm: nodes to keep off, as in n3,n[7-9].")] = "",
+    memory: Annotated[str, typer.Option(help="slurm: memory of a node, as in 400G, in place of the site's.")] = "",
+    jobs: JobsOption = None,
+    wait: WaitOption = False,
+) -> None:
+    """Start again what failed, was blocked or cancelled; each goes on from its last checkpoint.
+
+    Changes hold for this retry and the jobs that follow from it; for later launches put them into the study file.
+    """
+    from scaling.cli.status import read_status
+    from scaling.study.changes import with_changes
+    from scaling.study.plan import require_data
+
+    planned = _plan(study, root)
+    require_data(planned)
+    folder = root / planned.study.name
+    planned = with_changes(read_status(planned, root).plan, changes or [])
+    cluster = cluster or ("slurm" if (folder / "slurm").is_dir() else "local")
+    if _cluster(cluster, None) == "local":
+        for option, value in {"--exclude-nodes": exclude_nodes, "--memory": memory}.items():
+            if value:
+                raise UserError(option, value, "nothing: a local launch takes this machine as it is")
+        _run_here(planned, root, jobs, again=True)
+        return
+    from slurm.site import adjusted, read_site
+
+    defaults = adjusted(read_site(site), exclude_nodes, memory)
+    _submit(planned, root, defaults, jobs, wait=wait, again=("cancelled",))
+
+
+def _cluster(cluster: str, emit: Path | None) -> str:
     if cluster not in CLUSTERS:
         raise UserError("--cluster", cluster, CLUSTERS)
-    planned = _plan(study, root)
-    if dry_run and cluster == "local":
-        show(plan_table(planned))
-        return
-    require_data(planned)
-    if cluster == "slurm":
-        _submit(planned, root, site, jobs, dry_run=dry_run, wait=wait)
-        return
+    return "slurm" if emit is not None else cluster
+
+
+def _run_here(planned: Plan, root: Path, jobs: int | None, *, again: bool = False) -> None:
+    """As processes of this machine, unless Slurm has some of the runs."""
+    from scaling.cli.status import read_status
+    from scaling.study import local
+    from scaling.study.folders import write_folders
+    from scaling.study.plan import plan_study
+
+    folder = root / planned.study.name
+    if (folder / "slurm").is_dir():
+        taken = sum(row.state in ("queued", "running") for row in read_status(planned, root).plan.rows)
+        if taken:
+            raise UserError("--cluster", "local", "slurm", why=f"{taken} runs are queued or running there")
     while True:
-        folder = write_folders(planned, root)
-        counts = local.launch(planned, root, jobs)
-        followed = _plan(study, root)
+        write_folders(planned, root)
+        counts = local.launch(planned, root, jobs, again=again)
+        followed = plan_study(planned.study, root)
         if followed.waiting == planned.waiting:
             break
         planned = followed  # trials are done: the final runs have their values now
     _tell_counts(planned, folder, counts)
 
 
-@app.command(epilog="Example: armscale study status quickstart")
-def status(study: StudyArgument, root: RootOption = Path(DEFAULT_ROOT)) -> None:
-    """Where every run stands, from the run folders and, where runs were submitted to it, from Slurm."""
-    from scaling.cli.tables import show, status_table
-
-    planned = _plan(study, root)
-    if not (root / planned.study.name / "slurm").is_dir():
-        show(status_table(planned, root))
-        return
-    from slurm.queue import ControllerError
-    from slurm.states import read_standings, with_states
-
-    try:
-        standings = read_standings(planned, root)
-    except (UserError, ControllerError) as error:
-        typer.echo(f"from the run folders alone, as Slurm does not answer: {error}", err=True)
-        show(status_table(planned, root))
-        return
-    reasons = {run: standing.reason for run, standing in standings.items()}
-    show(status_table(with_states(planned, standings), root, reasons))
-
-
-@app.command(epilog="Example: armscale study cancel quickstart")
-def cancel(study: StudyArgument, root: RootOption = Path(DEFAULT_ROOT)) -> None:
-    """Cancel every run of a study on Slurm that is not completed; what they have saved stays. `retry` goes on."""
-    from slurm.cancel import cancel as cancel_runs
-    from slurm.queue import ControllerError
-
-    planned = _plan(study, root)
-    try:
-        cancelled = cancel_runs(planned, root)
-    except ControllerError as error:
-        raise _no_answer(error) from None
-    typer.echo(f"{planned.study.name}: {len(cancelled)} of {len(planned.rows)} runs cancelled")
-
-
-@app.command(epilog="Example: armscale study retry quickstart --site more-memory.yaml")
-def retry(
-    study: StudyArgument,
-    root: RootOption = Path(DEFAULT_ROOT),
-    site: SiteOption = None,
-    jobs: JobsOption = None,
-    wait: WaitOption = False,
-) -> None:
-    """Submit to Slurm again what failed, was blocked or cancelled; each goes on from its last checkpoint."""
-    from scaling.study.plan import require_data
-
-    planned = _plan(study, root)
-    require_data(planned)
-    _submit(planned, root, site, jobs, wait=wait, again=("cancelled",))
-
-
 def _submit(
-    planned: Plan,
-    root: Path,
-    site: Path | None,
-    jobs: int | None,
-    *,
-    dry_run: bool = False,
-    wait: bool = False,
-    again: tuple[str, ...] = (),
+    planned: Plan, root: Path, site: Site, jobs: int | None, *, wait: bool = False, again: tuple[str, ...] = ()
 ) -> None:
+    """To Slurm, unless a local launch is at it."""
+    from scaling.study import local
     from scaling.study.plan import plan_study
     from slurm import launcher
     from slurm.queue import ControllerError
-    from slurm.site import read_site
     from slurm.states import wait_for_end
 
-    defaults = read_site(site)
-    if dry_run:
-        typer.echo("\n".join(launcher.scripts(planned, root, defaults, limit=jobs)))
-        return
+    if (here := local.launcher(root / planned.study.name)) is not None:
+        raise UserError("--cluster", "slurm", "local", why=f"process {here[1]} on {here[0]} runs the study")
     try:
-        batches = launcher.launch(planned, root, defaults, limit=jobs, again=again)
+        batches = launcher.launch(planned, root, site, limit=jobs, again=again)
     except ControllerError as error:
         raise _no_answer(error) from None
     for batch in batches:

@@ -1,25 +1,20 @@
-"""Tables that the study commands print."""
+"""The tables of `study plan`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from analysis.settings import SETTINGS, by_arm
-from scaling import rundir
-from scaling.cost import dense_peak
+from scaling.study.expect import ASSUMED_DEVICE, ASSUMED_MFU, Expectation, Measured, expect
+from scaling.study.fit import memory_of
 from scaling.study.identity import flatten
 from scaling.study.plan import Plan, Row
-from scaling.study.progress import last_line
 
-ASSUMED_DEVICE, ASSUMED_MFU = "H100", 0.4
 STATE_STYLES = {"completed": "green", "running": "cyan", "failed": "red", "blocked": "yellow", "cancelled": "yellow"}
 
 
-def show(table: Table) -> None:
+def show(table: RenderableType) -> None:
     """Prints a table whole: a terminal wraps it, a file or pipe gets full-width rows."""
     console = Console()
     if not console.is_terminal:
@@ -27,42 +22,67 @@ def show(table: Table) -> None:
     console.print(table)
 
 
-def plan_table(plan: Plan) -> Table:
-    """The tree of runs with their costs."""
-    peak = dense_peak(ASSUMED_DEVICE, "bf16")
-    assert peak is not None
+def plan_table(plan: Plan, measured: Measured, price: float | None) -> Table:
+    """The tree of runs with their costs; `price` is that of a device hour."""
+    expected = [expect(row, measured) for row in plan.rows]
     data = f"{plan.data.samples:,} training images" if plan.data.samples else "size of the training split not known yet"
     follow = f" and the final runs of {plan.waiting} arms, when their trials are completed" if plan.waiting else ""
     table = Table(
         title=f"{plan.study.name}: {len(plan.rows)} runs{follow}, {data}",
-        caption=f"GPU-hours assume {ASSUMED_MFU:.0%} of the dense bf16 peak of one {ASSUMED_DEVICE}; "
-        "memory is fp32 weights, gradients and AdamW's moments, without activations",
+        caption=_totals(plan, expected, price) + _basis(expected, measured),
+        caption_justify="left",
     )
     for name in ("run", "state"):
         table.add_column(name, overflow="fold")
     for name in ("parameters", "images", "batch", "px", "tokens", "GFLOPs/image", "train FLOPs", "memory", "GPU-hours"):
         table.add_column(name, justify="right")
-    for row in plan.rows:
-        table.add_row(*_plan_cells(row, peak))
+    if price is not None:
+        table.add_column("cost", justify="right")
+    for row, expectation in zip(plan.rows, expected, strict=True):
+        table.add_row(*_plan_cells(row, expectation, price, plan.data.classes))
     return table
 
 
-def _plan_cells(row: Row, peak: float) -> list[str]:
-    price, train = row.cost, row.config.train
-    flops = None if price.train_flops is None or price.scan_flops is None else price.train_flops + price.scan_flops
-    return [
+def _plan_cells(row: Row, expectation: Expectation, price: float | None, classes: int | None) -> list[str]:
+    own, train, hours = row.cost, row.config.train, expectation.device_hours
+    flops = None if own.train_flops is None or own.scan_flops is None else own.train_flops + own.scan_flops
+    told = "" if hours is None else f"{hours:.3g}{'' if expectation.measured else '*'}"
+    cells = [
         "  " * row.level + ("└ " if row.level else "") + row.name,
-        _styled(row.state),
-        f"{price.parameters / 1e6:.2f} M",
-        f"{price.images:,}" if price.images is not None else "",
+        styled(row.state),
+        f"{own.parameters / 1e6:.2f} M",
+        f"{own.images:,}" if own.images is not None else "",
         str(train.global_batch),
         str(train.image_size),
-        str(price.tokens_per_image),
-        f"{(price.flops_per_image + price.scan_flops_per_image) / 1e9:.3g}",
+        str(own.tokens_per_image),
+        f"{(own.flops_per_image + own.scan_flops_per_image) / 1e9:.3g}",
         f"{flops:.3g}" if flops is not None else "",
-        f"{price.state_bytes / 2**30:.2f} GiB",
-        f"{flops / (ASSUMED_MFU * peak) / 3600:.2g}" if flops is not None else "",
+        f"{memory_of(row, classes).peak / 2**30:.2f} GiB",
+        told,
     ]
+    return cells if price is None else [*cells, "" if hours is None else f"{hours * price:,.2f}"]
+
+
+def _totals(plan: Plan, expected: list[Expectation], price: float | None) -> str:
+    """Hours and money of the whole study and of what is not completed yet."""
+    hours = [(expectation.device_hours or 0.0, row.state) for row, expectation in zip(plan.rows, expected, strict=True)]
+    whole, left = sum(hour for hour, _ in hours), sum(hour for hour, state in hours if state != "completed")
+    unknown = sum(expectation.device_hours is None for expectation in expected)
+    told = f"{whole:.3g} GPU-hours in all, {left:.3g} to go"
+    if price is not None:
+        told += f"; at {price:g} a GPU-hour {whole * price:,.2f} in all, {left * price:,.2f} to go"
+    return told + (f"; {unknown} runs of unknown length left out" if unknown else "") + "\n"
+
+
+def _basis(expected: list[Expectation], measured: Measured) -> str:
+    """What the hours rest on, and what the memory leaves out."""
+    devices = sorted({expectation.measured for expectation in expected if expectation.measured})
+    told = [f"GPU-hours by rates measured on {', '.join(devices)}"] if devices else []
+    if any(expectation.device_hours is not None and not expectation.measured for expectation in expected):
+        device = measured.device or ASSUMED_DEVICE
+        told.append(f"* assumes an MFU of {ASSUMED_MFU:.0%} of the dense bf16 peak of one {device}")
+    told.append("memory is the estimated peak of one rank")
+    return "; ".join(told)
 
 
 def settings_table(plan: Plan) -> Table:
@@ -83,29 +103,7 @@ def settings_table(plan: Plan) -> Table:
     return table
 
 
-def _styled(state: str) -> str:
+def styled(state: str) -> str:
+    """A state in its colour."""
     style = STATE_STYLES.get(state)
     return f"[{style}]{state}[/]" if style else state
-
-
-def status_table(plan: Plan, root: Path, reasons: Mapping[str, str] | None = None) -> Table:
-    """Where every run stands. `reasons` by run say what its folder cannot know."""
-    table = Table(title=plan.study.name)
-    for name in ("run", "state", "attempt", "images", "loss", "images/s", "top-1", "what happened"):
-        table.add_column(name, overflow="fold")
-    for row in plan.rows:
-        folder = root / plan.study.name / row.config.run
-        status = rundir.read_json(folder / rundir.STATUS) or {}
-        summary = rundir.read_json(folder / rundir.SUMMARY) or {}
-        last = last_line(folder / rundir.METRICS) or {}
-        table.add_row(
-            row.name,
-            _styled(row.state),
-            str(status.get("attempt") or ""),
-            f"{last.get('images_seen', 0):,} / {row.cost.images:,}" if row.cost.images is not None else "",
-            f"{last['loss']:.4f}" if last.get("loss") is not None else "",
-            f"{last['images_per_second']:.0f}" if last.get("images_per_second") is not None else "",
-            f"{summary['top1']:.2%}" if summary.get("top1") is not None else "",
-            (reasons or {}).get(row.config.run) or str(status.get("error") or ""),
-        )
-    return table

@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,11 +21,15 @@ from scaling import rundir
 from scaling.attempt import write_status
 from scaling.config import RunConfig
 from scaling.errors import UserError
+from scaling.study.failures import RUN_LOG, headline
+from scaling.study.folders import write_configs
 from scaling.study.plan import Plan, Row, run_state
 from scaling.study.progress import Progress
 
 HOME = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.2
+STOP_SECONDS = 600.0
+LOCK = ".launch.lock"
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)  # loaded before any fork
 
@@ -46,15 +51,17 @@ def slots() -> int:
     return found or len(os.sched_getaffinity(0))
 
 
-def launch(plan: Plan, root: Path, jobs: int | None) -> dict[str, int]:
-    """Runs everything in `plan` that is not completed; returns how many runs ended in each state.
+def launch(plan: Plan, root: Path, jobs: int | None, *, again: bool = False) -> dict[str, int]:
+    """Runs everything in `plan` that is neither completed nor (save `again`) cancelled; how many ended in each state.
 
     Parents go before their children; a failed parent blocks its children and nothing else. Stop signals are passed on:
     the runs save, and the same command continues later.
     """
     folder = root / plan.study.name
     with _only_launcher(folder), Progress(plan, folder) as progress:
-        scheduler = Scheduler(plan, folder, jobs or slots(), progress)
+        left_alone = ("completed",) if again else ("completed", "cancelled")
+        scheduler = Scheduler(plan, folder, jobs or slots(), progress, left_alone)
+        write_configs(scheduler.waiting.values(), folder)
         scheduler.run()
     counts: dict[str, int] = {}
     for row in plan.rows:
@@ -66,25 +73,59 @@ def launch(plan: Plan, root: Path, jobs: int | None) -> dict[str, int]:
 @contextmanager
 def _only_launcher(folder: Path) -> Iterator[None]:
     """Two launchers of one study on this machine would start its runs twice; the second is refused."""
-    with (folder / ".launch.lock").open("w") as lock:
+    with (folder / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError("STUDY", folder.name, "a study that no other local launch is running") from None
+        lock.truncate(0)
+        lock.write(f"{socket.gethostname()} {os.getpid()}\n")
+        lock.flush()
         yield
+
+
+def launcher(folder: Path) -> tuple[str, int] | None:
+    """(host, process id) of the local launch that is running this study; None where none is."""
+    if not (folder / LOCK).exists():
+        return None
+    with (folder / LOCK).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            host, pid = lock.read().split()
+            return host, int(pid)
+    return None
+
+
+def stop(folder: Path) -> None:
+    """Asks the local launch of this study, if there is one, to end, and waits until its runs have saved."""
+    found = launcher(folder)
+    if found is None:
+        return
+    host, pid = found
+    if host != socket.gethostname():
+        raise UserError("STUDY", folder.name, f"to be cancelled on {host}, where process {pid} runs it")
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while launcher(folder) is not None:
+        if time.monotonic() > deadline:
+            raise UserError("STUDY", folder.name, f"a launch that ends: process {pid} is still saving")
+        time.sleep(POLL_SECONDS)
 
 
 class Scheduler:
     """Keeps every slot busy with the run whose chain of stages is the longest."""
 
-    def __init__(self, plan: Plan, folder: Path, jobs: int, progress: Progress) -> None:
+    def __init__(
+        self, plan: Plan, folder: Path, jobs: int, progress: Progress, left_alone: tuple[str, ...] = ("completed",)
+    ) -> None:
         self.folder = folder
         self.jobs = jobs
         self.progress = progress
         self.stopping = False
         self.workers: dict[str, Worker] = {}
         self.completed = {row.config.run for row in plan.rows if row.state == "completed"}
-        self.waiting = {row.config.run: row for row in plan.rows if row.state != "completed"}
+        self.waiting = {row.config.run: row for row in plan.rows if row.state not in left_alone}
         self.chain = _chain_costs(plan.rows)
 
     def run(self) -> None:
@@ -165,7 +206,9 @@ def start(config: RunConfig, study: Path, slot: int, jobs: int) -> Worker:
     environment["CUDA_VISIBLE_DEVICES"] = visible[slot] if visible[0] and slot < len(visible) else str(slot)
     command = [sys.executable, "-m", "scaling.cli", "run", str(folder / rundir.CONFIG)]
     log: IO[bytes]
-    with (logs / "run.log").open("ab") as log:
+    with (logs / RUN_LOG).open("ab") as log:
+        log.write(headline(f"on {socket.gethostname()}"))
+        log.flush()
         process = subprocess.Popen(
             command,
             env=environment,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.index import read_index, split_folder
@@ -70,7 +71,7 @@ def plan_study(study: Study, root: Path) -> Plan:
         for config in children.get(parent, []):
             name = config.run if facts.fingerprint else f"{identity.readable(config)}-????????"
             price = cost(config, facts.samples, facts.classes or 1000)
-            state = run_state(folder / config.run) if facts.fingerprint else "planned"
+            state = seen_state(folder / config.run) if facts.fingerprint else "planned"
             rows.append(Row(config, name, price, state, level))
             visit(config.run, level + 1)
 
@@ -78,8 +79,30 @@ def plan_study(study: Study, root: Path) -> Plan:
     return Plan(study, facts, rows, waiting)
 
 
+def with_seen_states(plan: Plan, root: Path) -> Plan:
+    """The plan with the states that its folders have now."""
+    if not plan.data.fingerprint:
+        return plan
+    folder = root / plan.study.name
+    return replace(plan, rows=[replace(row, state=seen_state(folder / row.config.run)) for row in plan.rows])
+
+
+def seen_state(folder: Path) -> str:
+    """`run_state`, but a run whose process on this very machine is dead is stopped, whatever it last said."""
+    state = run_state(folder)
+    if state != "running":
+        return state
+    attempt = (rundir.read_json(folder / rundir.STATUS) or {}).get("attempt")
+    try:
+        host, pid, job = (folder / rundir.ATTEMPTS / str(attempt)).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return state
+    here = host == socket.gethostname() and job == "-"
+    return "stopped" if here and not Path(f"/proc/{pid}").exists() else state
+
+
 def run_state(folder: Path) -> str:
-    """The state of a run: completed exactly when its summary exists; a dead process is no longer running."""
+    """The state of a run as its folder has it: completed exactly when its summary exists."""
     if (folder / rundir.SUMMARY).is_file():
         return "completed"
     status = rundir.read_json(folder / rundir.STATUS)

@@ -14,8 +14,8 @@ BATCH, STEPS, LONG_STEPS = 16, 4, 300
 SITE = {"partition": "low", "cpus_per_rank": 1}
 
 
-def write_study(folder: Path, shards: Path, *, nodes: int = 2, ranks_per_node: int = 2) -> Path:
-    """Two pretrainings, each with a finetuning: on `nodes` x `ranks_per_node` with ddp, or one process alone."""
+def write_study(folder: Path, shards: Path, *, nodes: int = 2, ranks_per_node: int = 2, seeds: int = 2) -> Path:
+    """A pretraining a seed, each with a finetuning: on `nodes` x `ranks_per_node` with ddp, or one process alone."""
     ranks = nodes * ranks_per_node
     stage = {
         "images": STEPS * BATCH, "global_batch": BATCH, "image_size": 32, "lr": 1e-3, "warmup": 0.2, "log_every": 1,
@@ -25,7 +25,7 @@ def write_study(folder: Path, shards: Path, *, nodes: int = 2, ranks_per_node: i
     study = {
         "name": "tiny",
         "data": {"shards": str(shards), "lanes": 4},
-        "axes": {"strategy": ["ar"], "size": ["pico"], "seed": [0, 1]},
+        "axes": {"strategy": ["ar"], "size": ["pico"], "seed": list(range(seeds))},
         "defaults": {
             "engine": "ddp" if ranks > 1 else "single",
             "model": {"depth": 2, "width": 32, "patch_size": 4},
@@ -78,7 +78,7 @@ def story(study: Path) -> str:
     return "\n".join([*told, *(f"--- {log}\n{log.read_text()[-2000:]}" for log in logs)])
 
 
-def wait_until_completed(study: Path, seconds: float = 240) -> None:
+def wait_until_completed(study: Path, seconds: float = 900) -> None:
     try:
         eventually(lambda: completed(study), "every run completed", seconds)
     except AssertionError as error:

@@ -54,7 +54,18 @@ def options(text: str) -> dict[str, str]:
 
 def test_a_script_says_what_the_runs_and_the_site_want(tmp_path: Path) -> None:
     (tmp_path / "site.yaml").write_text(
-        yaml.safe_dump({"partition": "low", "account": "lab", "time": "02:00:00", "setup": ["module load cuda"]})
+        yaml.safe_dump(
+            {
+                "partition": "low",
+                "account": "lab",
+                "time": "02:00:00",
+                "exclude": ["n3"],
+                "modules": ["cuda"],
+                "setup": ["ulimit -n 4096"],
+                "container": "apptainer exec --nv arm.sif",
+                "python": "python3",
+            }
+        )
     )
     site = read_site(tmp_path / "site.yaml")
     batch = Batch(tmp_path / "my study" / "slurm" / "batch-0007", {0: "a", 1: "b", 2: "c", 5: "d"})
@@ -63,14 +74,19 @@ def test_a_script_says_what_the_runs_and_the_site_want(tmp_path: Path) -> None:
     wanted = {
         "array": "0-2,5%3", "nodes": "2", "ntasks-per-node": "4", "gpus-per-node": "4", "time": "90",
         "partition": "low", "account": "lab", "dependency": "aftercorr:41", "requeue": "", "signal": "B:USR2@120",
+        "exclude": "n3",
         "chdir": str(tmp_path), "output": str(batch.folder / "%a.log"),
     }  # fmt: skip
     assert {name: found.get(name) for name in wanted} == wanted
     assert not {"qos", "constraint", "mem"} & found.keys()
     body = text.split("\n\n")[1].splitlines()
     assert body[0].startswith("trap '' USR2")
-    assert body[1:3] == ["module load cuda", "export PYTHONSAFEPATH=1"]
-    assert shlex.split(body[-1])[-1] == str(batch.folder)
+    assert body[1:4] == ["module load cuda", "ulimit -n 4096", "export PYTHONSAFEPATH=1"]
+    command = shlex.split(text.split("\nexec ", 1)[1].replace("\\\n", ""))
+    assert command[1:4] == ["-m", "slurm.job", str(batch.folder)]
+    rank = ["apptainer", "exec", "--nv", "arm.sif", "python3", "-m", "scaling.cli", "run"]
+    assert command[command.index("rank") + 1 :] == rank
+    assert "--kill-on-bad-exit=1" in command
 
 
 def test_without_gpus_limit_and_parent_nothing_is_said_of_them(tmp_path: Path) -> None:

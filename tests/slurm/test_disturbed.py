@@ -1,6 +1,8 @@
 """Requeued, preempted, cancelled, its node lost: a run on the real cluster ends as if nothing had happened."""
 
 import os
+import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ import pytest
 import torch
 
 from scaling import rundir
-from scaling.checkpoint import committed
+from scaling.checkpoint import committed, step_of
 from slurm.cluster.layout import NODES, Host, Layout
 from slurm.cluster.lifecycle import fail_node, is_up, start_node
+from slurm.cluster.processes import members
+from slurm.history import CUT_OFF, read_starts
 from slurm.queue import read_jobs
 from tests.scaling.test_quickstart import armscale
 from tests.slurm import studies
@@ -27,13 +31,24 @@ def trains(folder: Path, attempt: int) -> bool:
     return any(row["attempt"] == attempt for row in rundir.read_lines(folder / rundir.METRICS)[0])
 
 
-@pytest.mark.slurm
-def test_requeued_from_outside_and_preempted(cluster: Layout, tmp_path: Path, shards: Path) -> None:
-    """Both times what was done is saved: no step stands twice, and the curve is that of an undisturbed process."""
-    alone = studies.write_long_run(tmp_path / "alone", shards, nodes=1)
-    ended = armscale("study", "launch", alone.name, cwd=alone.parent)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """The long run, undisturbed on this machine."""
+    study = studies.write_long_run(tmp_path_factory.mktemp("alone"), shards, nodes=1)
+    ended = armscale("study", "launch", study.name, cwd=study.parent)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    return study
 
+
+def assert_undisturbed(study: Path, alone: Path) -> None:
+    """Its curve is that of a run that nothing happened to."""
+    (found,), (expected,) = studies.curves(study).values(), studies.curves(alone).values()
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slurm
+def test_requeued_from_outside_and_preempted(cluster: Layout, tmp_path: Path, shards: Path, alone: Path) -> None:
+    """Both times what was done is saved: no step stands twice, and the curve is that of an undisturbed process."""
     study = studies.write_long_run(tmp_path / "cluster", shards, nodes=2)
     studies.launch(study)
     (folder,) = studies.run_folders(study)
@@ -48,8 +63,7 @@ def test_requeued_from_outside_and_preempted(cluster: Layout, tmp_path: Path, sh
     rows = rundir.read_lines(folder / rundir.METRICS)[0]
     assert sorted({row["attempt"] for row in rows}) == [1, 2, 3], studies.story(study)
     assert [row["step"] for row in rows] == list(range(1, studies.LONG_STEPS + 1))
-    (found,), (expected,) = studies.curves(study).values(), studies.curves(alone).values()
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    assert_undisturbed(study, alone)
     assert read_jobs([job])[job].restarts == 2
     assert "0 of 1 runs submitted" in studies.launch(study)
 
@@ -66,7 +80,7 @@ def test_a_cancelled_run_stays_cancelled_until_it_is_retried(cluster: Layout, tm
     assert "1 of 1 runs cancelled" in told.stdout, told.stderr
     assert status(folder)["state"] == "cancelled"
     assert read_jobs([first])[first].state == "CANCELLED", studies.story(study)
-    assert len(committed(folder)) == 1, "it saved on the way out"
+    assert step_of(committed(folder)[-1]) > 0, "it saved on the way out"
     assert "0 of 1 runs submitted" in studies.launch(study)
 
     retried = armscale("study", "retry", study.name, "--site", "site.yaml", cwd=tmp_path)
@@ -81,7 +95,95 @@ def test_a_cancelled_run_stays_cancelled_until_it_is_retried(cluster: Layout, tm
     assert "cancelled" in armscale("study", "status", study.name, cwd=tmp_path).stdout
     steps = [row["step"] for row in rundir.read_lines(folder / rundir.METRICS)[0]]
     assert steps == list(range(1, len(steps) + 1)), "no step was lost or done twice"
-    assert [int(path.name.removeprefix("step-")) for path in committed(folder)][-1] == len(steps)
+    assert step_of(committed(folder)[-1]) == len(steps)
+
+
+def rank_of(folder: Path, attempt: int) -> int:
+    """The process of an attempt of one rank."""
+    return int((folder / rundir.ATTEMPTS / str(attempt)).read_text().split()[1])
+
+
+def has_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a process that is stopped."""
+    pending = re.findall(r"^(?:Shd|Sig)Pnd:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in pending)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to hold a rank")
+def test_a_run_out_of_time_saves_and_goes_on(cluster: Layout, tmp_path: Path, shards: Path, alone: Path) -> None:
+    """Slurm announces the end of its time; the run saves every step, and nothing is done twice."""
+    study = studies.write_long_run(tmp_path, shards, nodes=1)
+    studies.launch(study)
+    (folder,) = studies.run_folders(study)
+    job = studies.last_job(study)
+    eventually(lambda: trains(folder, 1), "it trains", 180)
+    rank = rank_of(folder, 1)
+    # Held, so that it does not end first: Slurm looks at time limits every half a minute.
+    os.kill(rank, signal.SIGSTOP)
+    run("scontrol", "update", f"jobid={job}", "endtime=now+100seconds")
+    eventually(lambda: has_pending(rank, signal.SIGUSR2), "its time is up", 150)
+    os.kill(rank, signal.SIGCONT)
+    eventually(lambda: read_jobs([job])[job].restarts == 1, "it is requeued", 150)
+    run("scontrol", "update", f"jobid={job}", "timelimit=10")
+    studies.wait_until_completed(study)
+    rows = rundir.read_lines(folder / rundir.METRICS)[0]
+    assert [row["step"] for row in rows] == list(range(1, studies.LONG_STEPS + 1)), studies.story(study)
+    assert read_starts(folder)[0].outcome == "requeued"
+    assert_undisturbed(study, alone)
+
+
+def state_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but its logs."""
+    files = (path for path in folder.rglob("*") if path.is_file() and rundir.LOGS not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to cut a node off")
+def test_an_old_attempt_that_wakes_up_changes_nothing(
+    cluster: Layout, tmp_path: Path, shards: Path, alone: Path
+) -> None:
+    """Its node freezes and is lost to Slurm, the run goes on elsewhere, and then the old processes wake up."""
+    study = studies.write_long_run(tmp_path, shards, nodes=1, checkpoint_every=20)
+    studies.launch(study)
+    (folder,) = studies.run_folders(study)
+    job = studies.last_job(study)
+    eventually(lambda: trains(folder, 1), "it trains", 180)
+    (node,) = (node for node in NODES if node.name == read_jobs([job])[job].nodes[0])
+    daemons = [pid for pid in members(node) if "slurm" in Path(f"/proc/{pid}/comm").read_text()]
+    frozen = [pid for pid in members(node) if pid not in daemons]
+    assert rank_of(folder, 1) in frozen
+    try:
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in daemons:
+            if Path(f"/proc/{pid}").exists():
+                os.kill(pid, signal.SIGKILL)
+        steps = len(rundir.read_lines(folder / rundir.METRICS)[0])
+        eventually(lambda: trains(folder, 2), "it goes on elsewhere", 300)
+        successor = rank_of(folder, 2)
+        os.kill(successor, signal.SIGSTOP)
+        before = state_of(folder)
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+        eventually(lambda: not {*frozen} & {*members(node)}, "the old processes end", 120)
+        assert state_of(folder) == before
+        assert read_jobs([job])[job].state == "RUNNING"
+        os.kill(successor, signal.SIGCONT)
+        studies.wait_until_completed(study)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{studies.story(study)}") from error
+    finally:
+        fail_node(node)
+        start_node(cluster, node)
+        eventually(lambda: is_up(cluster), "the node is back")
+    assert_undisturbed(study, alone)
+    second = [row["step"] for row in rundir.read_lines(folder / rundir.METRICS)[0] if row["attempt"] == 2]
+    assert steps - 20 <= second[0] - 1 <= steps
+    assert [start.outcome for start in read_starts(folder)] == [CUT_OFF, "completed"]
 
 
 @pytest.fixture
@@ -112,7 +214,7 @@ def test_a_run_whose_node_dies_goes_on_elsewhere(
     (folder,) = studies.run_folders(study)
     job = studies.last_job(study)
     try:
-        eventually(lambda: len(committed(folder)) > 0, "it saves", 120)
+        eventually(lambda: len(committed(folder)) > 1, "it saves", 180)
         second = read_jobs([job])[job].nodes[1]
         fail(second)
         eventually(lambda: trains(folder, 2), "it goes on", 200)

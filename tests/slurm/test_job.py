@@ -15,6 +15,7 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
     """That of job 7_3, whose run has begun its first attempt."""
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
     found = Supervisor(tmp_path)
     Attempt.claim(tmp_path).set_status("running")

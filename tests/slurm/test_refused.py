@@ -1,5 +1,10 @@
 """Launches that show, refuse, fail or were cut off, on the real cluster; no run of these trains."""
 
+import os
+import re
+import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +19,7 @@ from slurm.cluster.layout import Layout
 from slurm.launcher import recover, submit
 from slurm.queue import read_jobs
 from slurm.states import read_standings
+from tests.scaling import runs
 from tests.scaling.test_quickstart import armscale
 from tests.slurm import studies
 from tests.slurm.polling import eventually, run
@@ -98,3 +104,121 @@ def test_no_slurm_exits_2_and_submits_nothing(tmp_path: Path, shards: Path, monk
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert "is not installed" in ended.stderr and "Traceback" not in ended.stderr
     assert read_batches(tmp_path / "runs" / "tiny") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_a_root_that_cannot_be_written_exits_2(tmp_path: Path, shards: Path) -> None:
+    study = studies.write_study(tmp_path, shards)
+    (tmp_path / "runs").mkdir()
+    for cluster in ("slurm", "local"):
+        launch = (
+            f"mount -t tmpfs -o ro none runs && '{sys.executable}' -m scaling.cli study launch $0 --cluster {cluster}"
+        )
+        command = ["unshare", "--mount", "sh", "-c", launch, study.name]
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=runs.environment(), capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 2, ended.stdout + ended.stderr
+        assert "Read-only file system" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def write_sbatch(folder: Path, *lines: str) -> str:
+    """A folder with an sbatch of its own that holds every job and counts its calls; a PATH that begins with it."""
+    folder.mkdir()
+    place = folder / "sbatch"
+    place.write_text(f"""#!/bin/bash
+echo call >> {folder}/calls
+calls=$(wc -l < {folder}/calls)
+{chr(10).join(lines)}
+exec {shutil.which("sbatch")} --hold "$@"
+""")
+    place.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_launch_killed_half_way_and_repeated_submits_every_run_once(
+    cluster: Layout, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Killed around its second call of sbatch, before Slurm got the array or before its id was noted."""
+    study = studies.write_study(tmp_path, shards)
+    reach = f'{shutil.which("sbatch")} --hold "$@" > /dev/null;' if moment == "after" else ""
+    path = write_sbatch(tmp_path / "killing", f"if [ $calls = 2 ]; then {reach} kill -9 $PPID; exit; fi")
+    monkeypatch.setenv("PATH", path)
+    ended = armscale("study", "launch", study.name, "--cluster", "slurm", "--site", "site.yaml", cwd=tmp_path)
+    assert ended.returncode == -9, ended.stdout + ended.stderr
+    try:
+        left = 0 if moment == "after" else 2
+        assert f"{left} of 4 runs submitted" in studies.launch(study)
+        folder = tmp_path / "runs" / "tiny"
+        submitted = [run for batch in read_batches(folder) for run in batch.runs.values()]
+        assert sorted(submitted) == sorted(run.name for run in studies.run_folders(study))
+        tasks = [run("squeue", "--noheader", "--array", f"--jobs={job}", "--format=%i") for job in jobs_of(tmp_path)]
+        assert len("".join(tasks).split()) == 4, tasks
+        assert {batch.job for batch in read_batches(folder)} == set(jobs_of(tmp_path))
+    finally:
+        run("scancel", *jobs_of(tmp_path))
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_two_thousand_runs_take_two_calls_of_sbatch(
+    cluster: Layout, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MaxArraySize is 1001, so the largest task number is 1000: two arrays."""
+    study = studies.write_long_run(tmp_path, shards, nodes=1)
+    given = yaml.safe_load(study.read_text())
+    given["axes"]["seed"] = list(range(2000))
+    study.write_text(yaml.safe_dump(given))
+    monkeypatch.setenv("PATH", write_sbatch(tmp_path / "counting"))
+    try:
+        assert "2000 of 2000 runs submitted" in studies.launch(study)
+        assert (tmp_path / "counting" / "calls").read_text().split() == ["call"] * 2
+        assert sorted(len(batch.runs) for batch in read_batches(tmp_path / "runs" / "tiny")) == [999, 1001]
+        assert "0 of 2000 runs submitted" in studies.launch(study)
+    finally:
+        run("scancel", *jobs_of(tmp_path))
+
+
+@pytest.mark.slurm
+def test_emitted_files_are_whole_jobs_that_a_user_submits(cluster: Layout, tmp_path: Path, shards: Path) -> None:
+    """What they say can be edited; once submitted they are known to status, launch and cancel."""
+    study = studies.write_study(tmp_path, shards)
+    told = studies.launch(study, "--emit", "files", "--jobs", "1")
+    scripts = sorted((tmp_path / "files").glob("*.sbatch"))
+    assert [script.name for script in scripts] == ["01-pretrain-2x2.sbatch", "02-finetune-2x2.sbatch"]
+    assert all(str(script.relative_to(tmp_path)) in told for script in scripts)
+    assert jobs_of(tmp_path) == []
+    assert "submitit" not in "".join(script.read_text() for script in scripts)
+    for script in scripts:
+        script.write_text(script.read_text().replace("#SBATCH --requeue", "#SBATCH --requeue --comment=mine --hold"))
+    run(str(tmp_path / "files" / "submit.sh"))
+    try:
+        found = [run("scontrol", "show", "job", job) for job in jobs_of(tmp_path)]
+        assert len(found) == 2 and all("Comment=mine" in job for job in found)
+        assert sum("Dependency=aftercorr:" in job for job in found) == 1
+        assert "0 of 4 runs submitted" in studies.launch(study)
+        assert "4 queued" in armscale("study", "status", study.name, cwd=tmp_path).stdout
+        assert "4 of 4 runs cancelled" in armscale("study", "cancel", study.name, cwd=tmp_path).stdout
+        eventually(lambda: not any(job.alive for job in read_jobs(jobs_of(tmp_path)).values()), "all cancelled")
+    finally:
+        run("scancel", *jobs_of(tmp_path))
+
+
+@pytest.mark.slurm
+def test_the_preflight_tries_the_cluster_and_names_what_is_missing(cluster: Layout, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump({"partition": "low", "gpus": True, "time": "1-00:00:00"}))
+    told = armscale("doctor", "--cluster", "--site", "site.yaml", cwd=tmp_path)
+    assert told.returncode == 1, told.stdout + told.stderr
+    lines = told.stdout.splitlines()
+    for line in ("shared folder: visible from 2 of 2 nodes", "scontrol: on every node", "sacct: answers"):
+        assert f"good {line}" in lines, told.stdout
+    assert "good signals: SIGUSR2 reaches every task" in lines, told.stdout
+    # Its GPUs are declared, not real.
+    assert [line for line in lines if line.startswith("bad ")] == [
+        f"bad node {node}: torch sees 0 of 1 granted GPUs" for node in sorted(re.findall(r"n\d", lines[4]))
+    ]
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump({"partition": "nowhere"}))
+    told = armscale("doctor", "--cluster", "--site", "site.yaml", cwd=tmp_path)
+    assert told.returncode == 2 and "Traceback" not in told.stderr, told.stdout + told.stderr

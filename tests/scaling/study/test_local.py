@@ -1,0 +1,64 @@
+"""A launch on this machine, cancelled and retried from another shell."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from scaling import rundir
+from scaling.checkpoint import committed, step_of
+from scaling.study import local
+from scaling.study.plan import seen_state
+from tests.scaling import runs
+from tests.scaling.test_quickstart import armscale
+from tests.slurm import studies
+from tests.slurm.polling import eventually
+
+
+def begin(command: str, study: Path) -> subprocess.Popen[str]:
+    program = [sys.executable, "-m", "scaling.cli", "study", command, study.name]
+    return subprocess.Popen(program, cwd=study.parent, env=runs.environment(), stdout=subprocess.PIPE, text=True)
+
+
+def trains(study: Path, attempt: int) -> bool:
+    folder = study.parent / rundir.DEFAULT_ROOT / "tiny"
+    return any(
+        row["attempt"] == attempt for file in folder.glob("*/metrics.jsonl") for row in rundir.read_lines(file)[0]
+    )
+
+
+@pytest.mark.slow
+def test_cancelled_from_another_shell_it_saves_and_stays_cancelled_until_retried(tmp_path: Path, shards: Path) -> None:
+    study = studies.write_long_run(tmp_path, shards, nodes=1, steps=100_000)
+    for attempt, command in enumerate(("launch", "retry"), 1):
+        running = begin(command, study)
+        try:
+            eventually(partial(trains, study, attempt), "it trains", 300)
+            refused = armscale("study", "launch", study.name, cwd=tmp_path)
+            assert (refused.returncode, "no other local launch" in refused.stderr) == (2, True), refused.stderr
+            told = armscale("study", "cancel", study.name, cwd=tmp_path)
+            assert "1 of 1 runs cancelled" in told.stdout, told.stdout + told.stderr
+            assert running.wait(timeout=60) == 1
+        finally:
+            running.terminate()
+        (folder,) = studies.run_folders(study)
+        assert local.launcher(folder.parent) is None
+        steps = [row["step"] for row in rundir.read_lines(folder / rundir.METRICS)[0]]
+        assert steps == list(range(1, len(steps) + 1)), "no step was lost or done twice"
+        assert step_of(committed(folder)[-1]) == len(steps)
+        again = armscale("study", "launch", study.name, cwd=tmp_path)
+        assert "1 cancelled of 1 runs" in again.stdout, again.stdout + again.stderr
+        assert len(list((folder / rundir.ATTEMPTS).iterdir())) == attempt
+
+
+def test_a_run_whose_process_died_here_is_no_longer_running(tmp_path: Path) -> None:
+    child = (
+        "import sys, pathlib, scaling.attempt as a; a.Attempt.claim(pathlib.Path(sys.argv[1])).set_status('running')"
+    )
+    subprocess.run([sys.executable, "-c", child, str(tmp_path)], env=runs.environment(), check=True)
+    assert seen_state(tmp_path) == "stopped"
+    claim = tmp_path / rundir.ATTEMPTS / "1"
+    claim.write_text(claim.read_text().replace(claim.read_text().split()[0], "another-host"))
+    assert seen_state(tmp_path) == "running"
