@@ -124,7 +124,7 @@ def test_a_run_that_cannot_fit_is_refused_with_its_reason(plan: Plan) -> None:
         plan.rows[0].config,
         size="huge",
         model=ModelConfig(),
-        train=replace(plan.rows[0].config.train, global_batch=4096, image_size=224),
+        train=replace(plan.rows[0].config.train, global_batch=4096, image_size=192),
     )
     row = replace(plan.rows[0], config=replace(large, ar=ARConfig()))
     with pytest.raises(UserError, match=r"needs .* GiB a rank.*activations"):
