@@ -158,7 +158,8 @@ def test_a_launch_killed_half_way_and_repeated_submits_every_run_once(
         assert len("".join(tasks).split()) == 4, tasks
         assert {batch.job for batch in read_batches(folder)} == set(jobs_of(tmp_path))
     finally:
-        run("scancel", *jobs_of(tmp_path))
+        for job in jobs_of(tmp_path):
+            run("scancel", job)
 
 
 @pytest.mark.slurm
@@ -178,7 +179,8 @@ def test_two_thousand_runs_take_two_calls_of_sbatch(
         assert sorted(len(batch.runs) for batch in read_batches(tmp_path / "runs" / "tiny")) == [999, 1001]
         assert "0 of 2000 runs submitted" in studies.launch(study)
     finally:
-        run("scancel", *jobs_of(tmp_path))
+        for job in jobs_of(tmp_path):
+            run("scancel", job)
 
 
 @pytest.mark.slurm
@@ -203,7 +205,8 @@ def test_emitted_files_are_whole_jobs_that_a_user_submits(cluster: Layout, tmp_p
         assert "4 of 4 runs cancelled" in armscale("study", "cancel", study.name, cwd=tmp_path).stdout
         eventually(lambda: not any(job.alive for job in read_jobs(jobs_of(tmp_path)).values()), "all cancelled")
     finally:
-        run("scancel", *jobs_of(tmp_path))
+        for job in jobs_of(tmp_path):
+            run("scancel", job)
 
 
 @pytest.mark.slurm
