@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from analysis.solve import Problem
 from scaling.errors import UserError
 
 CROSSING_POINTS = 80
+DIFFERENCE = ("difference", "low", "high", "p")
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,72 @@ def compare_exponents(fits: Mapping[str, Fit], quantity: str = "c", paired: bool
     """
     rows = []
     for (name, one), (other, two) in itertools.combinations(fits.items(), 2):
-        if one.units is None or two.units is None:
-            raise UserError("fits", f"{name}, {other}", "fits with more distinct x than parameters")
         if paired and not can_pair(one, two):
             raise UserError("paired", f"{name}, {other}", "fits of one law at the same x")
-        units = joint_units(one.units, two.units, paired)
-        both = minus(LAWS[one.law].quantities[quantity], LAWS[two.law].quantities[quantity], len(one.units.theta))
-        rows.append((name, other, both.of(units.theta)[0], *units.interval(both), units.p_value(both, 0.0)))
-    table = pd.DataFrame(rows, columns=["first", "second", "difference", "low", "high", "p"])
-    return table.assign(p_holm=holm(table["p"].to_numpy()))
+        rows.append((name, other, *_difference(one, two, quantity, paired)))
+    return _corrected(pd.DataFrame(rows, columns=["first", "second", *DIFFERENCE]))
+
+
+def compare_strategies(
+    frame: pd.DataFrame,
+    law: str,
+    x: str,
+    y: str,
+    group: str = "strategy",
+    quantity: str = "c",
+    delta: float = math.inf,
+) -> pd.DataFrame:
+    """compare_exponents straight from runs, each pair of groups paired by seed wherever the runs allow it.
+
+    Runs of one seed read the same images in the same order, so of two groups only the runs with a partner of the same
+    size (column `size`, else the same x) and seed are used and paired; `paired` says whether and `pairs` how many.
+    Groups whose partners cover less than every size of either are compared as independent, on all their runs. Groups
+    that cannot be fitted are left out.
+    """
+    cell = ["size" if "size" in frame else x, "seed"]
+    fits = _fits(frame, law, x, y, group, delta)
+    rows: list[tuple[Any, ...]] = []
+    for name, other in itertools.combinations(fits, 2):
+        one, two = (frame[frame[group].astype(str) == key] for key in (name, other))
+        matched = _partners(one, two, cell) if "seed" in frame else None
+        if matched is not None:
+            first, second = (fit_law(part, law, x, y, delta=delta) for part in matched)
+            rows.append((name, other, *_difference(first, second, quantity, paired=True), True, len(matched[0])))
+        else:
+            rows.append((name, other, *_difference(fits[name], fits[other], quantity, paired=False), False, 0))
+    return _corrected(pd.DataFrame(rows, columns=["first", "second", *DIFFERENCE, "paired", "pairs"]))
+
+
+def _fits(frame: pd.DataFrame, law: str, x: str, y: str, group: str, delta: float) -> dict[str, Fit]:
+    found = {}
+    for value, part in frame.groupby(group, sort=True):
+        with contextlib.suppress(UserError):  # what cannot be fitted has no exponent to compare
+            found[str(value)] = fit_law(part, law, x, y, delta=delta)
+    return found
+
+
+def _partners(one: pd.DataFrame, two: pd.DataFrame, cell: list[str]) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """The runs of both that have a partner in the other, or None where they do not cover every size of both."""
+    if one.duplicated(cell).any() or two.duplicated(cell).any():
+        return None
+    shared = one[cell].merge(two[cell], on=cell)
+    if not set(one[cell[0]]) == set(two[cell[0]]) == set(shared[cell[0]]):
+        return None
+    first, second = (part.merge(shared, on=cell) for part in (one, two))
+    return first, second
+
+
+def _difference(one: Fit, two: Fit, quantity: str, paired: bool) -> tuple[float, float, float, float]:
+    """The difference of a quantity, its 95 % interval and its p value."""
+    if one.units is None or two.units is None:
+        raise UserError("fits", f"{one.n} and {two.n} points", "fits with more distinct x than parameters")
+    units = joint_units(one.units, two.units, paired)
+    both = minus(LAWS[one.law].quantities[quantity], LAWS[two.law].quantities[quantity], len(one.units.theta))
+    return both.of(units.theta)[0], *units.interval(both), units.p_value(both, 0.0)
+
+
+def _corrected(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(p_holm=holm(table["p"].to_numpy(dtype=float)))
 
 
 def holm(p: Array) -> Array:

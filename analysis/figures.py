@@ -7,12 +7,14 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from analysis import style
+from analysis.figures_compare import ranking
+from analysis.published import overlay
 from analysis.style import Picture
 from analysis.tables import Tables
-from analysis.throughput import STEADY_RULE, pareto_front, run_rates
+from analysis.throughput import pareto_front
 
 CURVES_A_CELL = 30
 """Curves drawn of one strategy, encoder, size and stage; of more, every so manieth."""
@@ -23,11 +25,12 @@ ACCURACY_AXES = {
     "parameters": ("parameters", "Top-1 accuracy against model size", "Parameters", style.compact),
     "flops": ("total_train_flops", "Top-1 accuracy against training compute", "Training FLOPs, all stages together",
               style.scientific),
+    "images": ("total_images_seen", "Top-1 accuracy against images seen", "Images seen, all stages together",
+               style.compact),
 }  # fmt: skip
-SPEED = (
-    ("images_per_second", "Images per second"),
-    ("tokens_per_second", "Tokens per second"),
-    ("step_seconds", "Seconds per optimiser step"),
+PUBLISHED = (
+    " Hollow diamonds are published numbers, not measured here: other recipes and other code, so they show where a "
+    "result lies and rank nothing. Sources and protocols stand in the table below."
 )
 PROTOCOL_NAMES = {"finetune": "after finetuning", "linear_probe": "linear probe", "knn": "k nearest neighbours"}
 
@@ -50,33 +53,48 @@ def accuracies(tables: Tables) -> pd.DataFrame:
     return runs[columns].reset_index(drop=True)
 
 
-def accuracy(tables: Tables, against: str) -> Picture | None:
-    """Top-1 against `against` (parameters or flops), a panel for each protocol; None without any accuracy."""
+def at_full_length(data: pd.DataFrame) -> pd.DataFrame:
+    """Of each strategy, encoder and size the runs that saw most images: what a table of one number a cell compares."""
+    longest = data.groupby(["protocol", "strategy", "encoder", "size"], dropna=False)["total_images_seen"]
+    return data[data["total_images_seen"].isna() | (data["total_images_seen"] >= longest.transform("max"))]
+
+
+def accuracy(tables: Tables, against: str, published: pd.DataFrame | None = None) -> Picture | None:
+    """Top-1 against `against` (parameters, flops or images), a panel for each protocol; None without any accuracy.
+
+    `published` (see analysis.published) is laid over the finetuned accuracies against parameters.
+    """
     column, title, label, formatter = ACCURACY_AXES[against]
     data = accuracies(tables)
     data = data[data[column] > 0]
-    if data.empty:
+    if data.empty or (against == "images" and data.groupby(["strategy", "encoder"])[column].nunique().max() < 2):
         return None
     protocols = sorted(data["protocol"].fillna("unknown").unique())
-    figure, axes = style.panels(1, len(protocols), 5.7 * len(protocols), 4.3)
+    wide = len(protocols) > 1 or (published is not None and against == "parameters")
+    figure, axes = style.panels(1, len(protocols), max(11.6, 5.7 * len(protocols)) if wide else 5.7, 4.3)
     sizes = style.size_order(data)
     for panel, protocol in zip(axes[0], protocols, strict=True):
         part = data[data["protocol"].fillna("unknown") == protocol]
+        shown = published if against == "parameters" and protocol == "finetune" else None
+        if shown is not None:
+            overlay(panel, shown)
         _accuracy_panel(panel, part, column, sizes)
         panel.set_xlabel(label)
         panel.set_ylabel(f"Top-1 accuracy, {PROTOCOL_NAMES.get(protocol, protocol)}")
-        style.log_axis(panel, "x", part[column], formatter)
+        style.log_axis(panel, "x", [*part[column], *(shown["parameters"] if shown is not None else ())], formatter)
     reading = {
         "parameters": "Higher is better.",
         "flops": "Higher is better; of two points at one height, the one further left got there with less computation.",
+        "images": "Higher is better; of two points at one height, the one further left got there with fewer images.",
     }
     caption = (
         "Each line is one strategy, each marker one model size"
         + (", averaged over seeds (faint dots: single seeds)" if data["seed"].nunique() > 1 else "")
         + f". {reading[against]} Bars show the 95 % uncertainty that comes from the finite test split alone; "
         + "they say nothing about how much another random seed would change."
+        + (PUBLISHED if published is not None and against == "parameters" else "")
     )
-    return Picture(f"accuracy_{against}", title, caption, figure, data, wide=len(protocols) > 1)
+    return Picture(f"accuracy_{against}", title, caption, figure, data, wide=wide)
 
 
 def _accuracy_panel(axes: Axes, data: pd.DataFrame, column: str, sizes: list[str]) -> None:
@@ -84,80 +102,38 @@ def _accuracy_panel(axes: Axes, data: pd.DataFrame, column: str, sizes: list[str
     several = data["encoder"].nunique() > 1
     for strategy in style.strategy_order(data["strategy"]):
         for encoder, runs in data[data["strategy"] == strategy].groupby("encoder", dropna=False):
-            cells = runs.groupby("size")[[column, "top1", "half_width"]].mean().sort_values(column)
+            cells = _cells(runs, column)
             colour = style.hue(strategy)
-            axes.plot(
-                cells[column], cells["top1"], color=colour, linestyle=style.LINES.get(str(encoder), ":"), zorder=2
-            )
+            for _, line in cells.groupby("line"):
+                axes.plot(
+                    line[column], line["top1"], color=colour, linestyle=style.LINES.get(str(encoder), ":"), zorder=2
+                )
             bars = cells["half_width"].fillna(0)
             axes.errorbar(cells[column], cells["top1"], bars, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
-            for size, cell in cells.iterrows():
-                axes.plot(
-                    cell[column], cell["top1"], style.marker(str(size)), color=colour, mec="white", mew=0.8, zorder=3
-                )
+            for size, part in cells.groupby("size"):
+                axes.plot(part[column], part["top1"], style.marker(str(size)), ls="none", color=colour, mec="white",
+                          mew=0.8, zorder=3)  # fmt: skip
             if len(runs) > len(cells):
                 axes.plot(runs[column], runs["top1"], ".", color=colour, alpha=0.35, markersize=4, zorder=2,
                           rasterized=len(runs) > style.RASTERIZE_ABOVE)  # fmt: skip
             name = style.strategy_name(strategy) + (f", {encoder}" if several else "")
             ends.append((float(cells[column].iloc[-1]), float(cells["top1"].iloc[-1]), name, colour))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=_percent_digits(data["top1"])))
+    axes.yaxis.set_major_formatter(FuncFormatter(style.percent))
     axes.margins(x=0.06, y=0.08)
     style.label_ends(axes, ends)
     style.size_legend(axes, sizes)
 
 
-def _percent_digits(values: pd.Series) -> int:
-    return 1 if values.max() - values.min() < 0.03 else 0
+def _cells(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Means over seeds of one strategy, left to right; `line` says which of them a line joins.
 
-
-def speed(tables: Tables) -> Picture | None:
-    """Images and tokens a second and the time of a step against parameters, a row for each stage."""
-    runs = tables.runs[["study", "run", "strategy", "encoder", "size", "stage", "seed", "parameters", "global_batch"]]
-    data = runs.merge(run_rates(tables.metrics), on=["study", "run"])
-    data = data[(data["images_per_second"] > 0) & (data["parameters"] > 0)].reset_index(drop=True)
-    if data.empty:
-        return None
-    stages = sorted(data["stage"].unique(), key=lambda stage: ("pretrain", "finetune", "probe", stage).index(stage))
-    figure, axes = style.panels(len(stages), 3, 11.6, 3.5 * len(stages))
-    for row, stage in zip(axes, stages, strict=True):
-        part = data[data["stage"] == stage]
-        for panel, (column, label) in zip(row, SPEED, strict=True):
-            _speed_panel(panel, part.dropna(subset=column), column, named=column == SPEED[-1][0])
-            panel.set_title(
-                {"pretrain": "Pretraining", "finetune": "Finetuning"}.get(stage, stage) + f": {label.lower()}"
-            )
-            panel.set_xlabel("Parameters")
-            style.log_axis(panel, "x", part["parameters"])
-    style.size_legend(axes[0][0], style.size_order(data), above_title=True)
-    devices = sorted(tables.completed["device"].dropna().unique())
-    caption = (
-        f"How fast training ran ({STEADY_RULE}), over all devices of a run"
-        + (f", on {', '.join(devices)}" if devices else "")
-        + ". Images and tokens per second: higher is faster; seconds per step: lower is faster. "
-        "Runs that shared a machine with others slow each other down, so these are speeds as observed, not limits."
-    )
-    return Picture("throughput", "Training speed against model size", caption, figure, data, wide=True)
-
-
-def _speed_panel(axes: Axes, data: pd.DataFrame, column: str, named: bool) -> None:
-    ends = []
-    for strategy in style.strategy_order(data["strategy"]):
-        for encoder, runs in data[data["strategy"] == strategy].groupby("encoder", dropna=False):
-            cells = runs.groupby("size")[["parameters", column]].median().sort_values("parameters")
-            colour = style.hue(strategy)
-            axes.plot(
-                cells["parameters"], cells[column], color=colour, linestyle=style.LINES.get(str(encoder), ":"), lw=1.4
-            )
-            for size, cell in cells.iterrows():
-                axes.plot(cell["parameters"], cell[column], style.marker(str(size)), color=colour, mec="white", mew=0.8)
-            ends.append((float(cells["parameters"].iloc[-1]), float(cells[column].iloc[-1]),
-                         style.strategy_name(strategy), colour))  # fmt: skip
-    if data.empty:
-        return
-    style.log_axis(axes, "y", data[column])
-    axes.margins(x=0.08, y=0.1)
-    if named:
-        style.label_ends(axes, ends, gap=0.075)
+    A line joins sizes of one length of training (the shortest of each, the next ...), or over images one size.
+    """
+    length = runs.groupby("size")["total_images_seen"].rank(method="dense").fillna(1)
+    line = runs["size"].astype(str) if column == "total_images_seen" else length
+    numbers = list(dict.fromkeys([column, "top1", "half_width"]))
+    cells = runs.assign(line=line, length=length).groupby(["line", "size", "length"])[numbers].mean()
+    return cells.reset_index().sort_values(column, kind="stable")
 
 
 def cost(tables: Tables) -> Picture | None:
@@ -183,7 +159,7 @@ def cost(tables: Tables) -> Picture | None:
             (float(part["hours"].iloc[-1]), float(part["top1"].iloc[-1]), style.strategy_name(strategy), colour)
         )
     style.log_axis(axes, "x", data["hours"], lambda value, _: f"{value:.3g}")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=_percent_digits(data["top1"])))
+    axes.yaxis.set_major_formatter(FuncFormatter(style.percent))
     axes.margins(x=0.06, y=0.08)
     axes.set(xlabel="Device hours, all stages together", ylabel="Top-1 accuracy")
     style.label_ends(axes, ends)
@@ -260,13 +236,13 @@ def _loss_panel(axes: Axes, data: pd.DataFrame, sizes: list[str]) -> None:
     style.label_ends(axes, ends)
 
 
-def study_pictures(tables: Tables) -> list[Picture]:
+def study_pictures(tables: Tables, published: pd.DataFrame | None = None) -> list[Picture]:
     """Every picture that these tables allow, in the order of the page."""
     with style.drawing():
         drawn = [
-            accuracy(tables, "parameters"),
-            accuracy(tables, "flops"),
-            speed(tables),
+            accuracy(tables, "parameters", published),
+            *(accuracy(tables, against) for against in ("flops", "images")),
+            ranking(at_full_length(accuracies(tables))),
             loss_curves(tables, pretraining=True),
             loss_curves(tables, pretraining=False),
             cost(tables),

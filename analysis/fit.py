@@ -12,11 +12,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import checks, intervals
-from analysis.isoflop import fit_isoflop
+from analysis.isoflop import fit_envelope, fit_isoflop
 from analysis.laws import LAWS, Array, Law, Quantity, find_law
 from analysis.solve import Problem, search
+from scaling.errors import UserError
 
-ISOFLOP = "isoflop"
+OPTIMA = {"isoflop": fit_isoflop, "envelope": fit_envelope}
+"""Laws of the best size for a compute (approaches 2 and 1 of Hoffmann et al. 2022): x = parameters, flops."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Fit:
     def predict(self, x: Mapping[str, Any] | pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         """The law at `x` (the columns fitted): y, and low to high, the interval of the law, not of one more run."""
         table = pd.DataFrame({name: np.asarray(x[name], dtype=float) for name in self.x})
-        law, rows = LAWS[self.law if self.law != ISOFLOP else "power"], []
+        law, rows = LAWS["power" if self.law in OPTIMA else self.law], []
         for place in _coordinates(law, table, self.x):
             quantity = intervals.at(law, place)
             rows.append((quantity.value(self.theta), *self._interval(quantity, level)))
@@ -140,9 +142,12 @@ def fit_law(
     """
     columns = (x,) if isinstance(x, str) else tuple(x)
     checks.options(delta, bootstrap, resample_by, frame)
-    if law == ISOFLOP:
-        return _isoflop(frame, columns, y, exclude, delta)
-    found = find_law(law, [ISOFLOP])
+    if law in OPTIMA:
+        if bootstrap or hold_out:
+            given = "bootstrap" if bootstrap else "hold_out"
+            raise UserError(given, bootstrap or hold_out, f"no such option for {law}", why="it fits optima, not rows")
+        return _fit_optima(frame, law, columns, y, exclude, delta)
+    found = find_law(law, OPTIMA)
     table, excluded, warnings = checks.select(frame, found.name, found.x, columns, y, exclude, found.log_x)
     held = checks.query(table, "hold_out", hold_out) if hold_out else table.iloc[:0]
     fitted = table.drop(held.index)
@@ -221,14 +226,16 @@ def _score(
     return HoldOut(len(held), float(np.sqrt(np.mean(error**2))), float(np.sqrt(np.mean((actual - guess) ** 2))))
 
 
-def _isoflop(frame: pd.DataFrame, columns: tuple[str, ...], y: str, exclude: str | None, delta: float) -> Fit:
-    """Approach 2: the optimum of each budget, then a power law through the optima."""
-    table, excluded, warnings = checks.select(frame, ISOFLOP, ("parameters", "flops"), columns, y, exclude, True)
-    optima, notes = fit_isoflop(table, columns[0], columns[1], y)
+def _fit_optima(
+    frame: pd.DataFrame, law: str, columns: tuple[str, ...], y: str, exclude: str | None, delta: float
+) -> Fit:
+    """A power law through the best size of each budget, or of each stretch of the envelope."""
+    table, excluded, warnings = checks.select(frame, law, ("parameters", "flops"), columns, y, exclude, True)
+    optima, notes = OPTIMA[law](table, columns[0], columns[1], y)
     power = fit_law(optima, "power", columns[1], columns[0], delta=delta)
     names = {"k": power.parameters["b"], "a": power.parameters["c"]}
     return Fit(
-        law=ISOFLOP, formula="best parameters = k flops^a", x=(columns[1],), y=columns[0], n=len(table),
+        law=law, formula="best parameters = k flops^a", x=(columns[1],), y=columns[0], n=len(table),
         objective=power.objective, delta=delta, parameters=names, tried=power.tried, agreeing=power.agreeing,
         hold_out=None, excluded=excluded, warnings=(*warnings, *notes, *power.warnings), points=power.points,
         theta=power.theta, units=power.units,

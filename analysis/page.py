@@ -11,7 +11,7 @@ from string import Template
 
 import pandas as pd
 
-from analysis.style import Picture, compact, scientific
+from analysis.style import Picture, compact, scientific, strategy_name
 
 TEMPLATE = Path(__file__).resolve().parent / "templates" / "report.html"
 ROWS_SHOWN = 400
@@ -54,7 +54,10 @@ def figure(picture: Picture) -> str:
 
 
 def figures(pictures: Iterable[Picture]) -> str:
-    """Pictures in the page's grid."""
+    """Pictures in the page's grid; nothing without any."""
+    pictures = list(pictures)
+    if not pictures:
+        return ""
     return f'<div class="figures">{"".join(figure(picture) for picture in pictures)}</div>'
 
 
@@ -88,6 +91,11 @@ def _cell(value: object, column: Column) -> str:
 def text(value: object) -> str:
     """As it stands."""
     return escape(str(value))
+
+
+def strategy(value: object) -> str:
+    """The name people read."""
+    return escape(strategy_name(str(value)))
 
 
 def sentence(value: object) -> str:

@@ -2,78 +2,152 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from analysis import evaluated, page, sections, style
+import pandas as pd
+
+from analysis import benches, evaluated, page, sections, sections_laws, sections_speed, style
 from analysis.collect import update_tables
 from analysis.figures import study_pictures
-from analysis.figures_laws import VARIABLES, exponents, laws, study_fits
+from analysis.figures_compare import exponents, loss_to_accuracy, rollout
+from analysis.figures_laws import VARIABLES, laws
+from analysis.figures_planes import contours, isoflop
+from analysis.figures_speed import resources, scaling_efficiency, speed, step_parts
+from analysis.published import read_published
+from analysis.sections_laws import Laws, fit_study
 from analysis.style import Picture
 from analysis.tables import Tables, read_tables
-from analysis.tuning import tuning_section
+from analysis.throughput import both_efficiencies, speeds
 from scaling.files import write_text
 from scaling.rundir import REPORT, STUDY, TABLES
 
 INDEX = "index.html"
 FIGURES = "figures"
-
-PICTURES_OF = {
-    "accuracy": ("accuracy_parameters", "accuracy_flops"),
-    "laws": ("law_parameters", "law_flops", "exponents_parameters", "exponents_flops"),
-    "speed": ("throughput",),
-    "cost": ("cost",),
-    "losses": ("loss_pretraining", "loss_finetuning"),
-}
+THROUGHPUT = "throughput"
 
 
-def write_report(source: Path, output: Path | None = None, workers: int = 1) -> Path:
+@dataclass(frozen=True)
+class Wishes:
+    """What a report may be asked for: benches' files, published numbers, a target accuracy, a price per GPU-hour."""
+
+    benches: Sequence[Path] = ()
+    published: Path | None = None
+    target: float | None = None
+    price: float = 0.0
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything a page is made of."""
+
+    tables: Tables
+    laws: Laws
+    published: pd.DataFrame | None
+    efficiency: pd.DataFrame
+    steps: pd.DataFrame
+    wishes: Wishes
+    tuning: str
+
+
+def write_report(source: Path, output: Path | None = None, workers: int = 1, wishes: Wishes | None = None) -> Path:
     """Writes index.html and figures/ and returns the page's path.
 
     `source` is a study folder, which is collected first into its tables/, or a folder that `collect` wrote. The
     default output is report/ inside `source`.
     """
+    wishes = wishes or Wishes()
+    reports = benches.read_benches(wishes.benches)
+    published = read_published(wishes.published) if wishes.published else None
     tables = update_tables(source, source / TABLES, workers) if (source / STUDY).is_file() else read_tables(source)
+    content = Content(
+        tables, fit_study(tables), published, _efficiency(tables, reports), benches.steps(reports), wishes
+    )
     output = output or source / REPORT
-    fits = {against: study_fits(tables, column) for against, (column, _) in VARIABLES.items()}
-    pictures = study_pictures(tables) + law_pictures(fits, provisional=sections.unfinished(tables) > 0)
+    pictures = draw(content)
     for picture in pictures:
         picture.save(output / FIGURES)
-    write_text(output / INDEX, render(tables, pictures, fits, tuning_section(source)))
+    write_text(output / INDEX, render(content, pictures))
     return output / INDEX
 
 
-def law_pictures(fits: sections.Fits, provisional: bool) -> list[Picture]:
-    """The pictures of the laws that could be fitted."""
+def _efficiency(tables: Tables, reports: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Of the runs and of the benches together."""
+    parts = [both_efficiencies(speeds(tables)), benches.efficiencies(reports)]
+    kept = [part for part in parts if len(part)]
+    return pd.concat(kept, ignore_index=True) if kept else parts[1]
+
+
+def draw(content: Content) -> list[Picture]:
+    """Every picture that the content allows."""
+    tables, found = content.tables, content.laws
+    provisional = sections.unfinished(tables) > 0
     with style.drawing():
-        drawn = [laws(found, against, provisional) for against, (found, _) in fits.items()]
-        drawn += [exponents(found, against) for against, (found, _) in fits.items()]
-    return [picture for picture in drawn if picture is not None]
+        drawn = [
+            *(laws(fits, against, provisional) for against, fits in found.fits.items()),
+            *(exponents(found.fits[against], found.differences[against], against) for against in VARIABLES),
+            isoflop(tables),
+            contours(found.planes),
+            rollout(tables, found.rollouts),
+            loss_to_accuracy(tables),
+            speed(tables),
+            step_parts(tables),
+            resources(tables),
+            scaling_efficiency(content.efficiency),
+        ]
+    return study_pictures(tables, content.published) + [picture for picture in drawn if picture is not None]
 
 
-def render(tables: Tables, pictures: list[Picture], fits: sections.Fits, tuning: str = "") -> str:
-    """The page as HTML. `tuning` is the section on what was tuned, where anything was."""
+def render(content: Content, pictures: list[Picture]) -> str:
+    """The page as HTML: accuracy first, or, of a study of throughput, speed first."""
     by_name = {picture.name: picture for picture in pictures}
 
-    def drawn(topic: str) -> str:
-        found = [by_name[name] for name in PICTURES_OF[topic] if name in by_name]
-        return page.figures(found) if found else "<p>No picture can be drawn yet.</p>"
+    def drawn(*names: str) -> str:
+        return page.figures([by_name[name] for name in names if name in by_name])
 
-    studies = sorted(tables.runs["study"].dropna().unique()) or sorted(tables.excluded["study"].dropna().unique())
+    tables, found, wishes = content.tables, content.laws, content.wishes
+    of_accuracy = [
+        ("accuracy", "Accuracy", sections.accuracy(tables) + drawn(*(f"accuracy_{name}" for name in VARIABLES))
+         + sections.published(content.published)),
+        ("ranking", "Ranking", drawn("ranking")),
+        *((f"laws-{name}", f"Scaling over {label}", drawn(f"law_{name}", f"exponents_{name}")
+           + sections_laws.exponents(found, name)) for name, (_, label) in VARIABLES.items()),
+        ("plane", "Size and images together", drawn("contours", "isoflop") + sections_laws.planes(found)),
+        ("trust", "How far the laws can be trusted", drawn("rollout") + sections_laws.trust(tables, found)
+         + sections_laws.note(found)),
+        ("transfer", "Loss and accuracy", drawn("loss_to_accuracy")),
+        ("cost", "Cost", drawn("cost") + sections_speed.target_cost(tables, wishes.target, wishes.price)),
+    ]  # fmt: skip
+    of_speed = [
+        ("speed", "Speed", drawn("throughput") + sections_speed.speed(tables)),
+        ("parts", "Where the time goes", drawn("step_parts") + sections_speed.bench_steps(content.steps)),
+        ("resources", "MFU and memory", drawn("resources")),
+        ("efficiency", "More devices", drawn("efficiency") + sections_speed.efficiency(content.efficiency)),
+    ]
     parts = [
         ("trained", "What was trained", sections.trained(tables)),
-        ("accuracy", "Accuracy", sections.accuracy(tables) + drawn("accuracy")),
-        ("laws", "Scaling laws", drawn("laws") + sections.laws(fits)),
-        ("cost", "Cost", drawn("cost")),
-        ("speed", "Speed", drawn("speed") + sections.speed(tables)),
-        ("losses", "Loss curves", drawn("losses")),
+        *(of_speed + of_accuracy if is_throughput(tables) else of_accuracy + of_speed),
+        ("losses", "Loss curves", drawn("loss_pretraining", "loss_finetuning")),
         *evaluated.parts(tables),
-        *([("tuning", "Tuning", tuning)] if tuning else []),
+        ("tuning", "Tuning", content.tuning),
         ("runs", "Runs and settings", sections.runs_and_settings(tables)),
         ("left-out", "What was left out", sections.left_out(tables)),
     ]
+    if not pictures:
+        parts.insert(1, ("pictures", "Pictures", "<p>No picture can be drawn yet.</p>"))
+    studies = sorted(tables.runs["study"].dropna().unique()) or sorted(tables.excluded["study"].dropna().unique())
     title = f"Study {studies[0]}" if len(studies) == 1 else f"{len(studies)} studies"
-    return page.page(title, _lead(tables), _facts(tables), parts)
+    return page.page(f"Throughput: {title[0].lower()}{title[1:]}" if is_throughput(tables) else title, _lead(tables),
+                     _facts(tables), [part for part in parts if part[2]])  # fmt: skip
+
+
+def is_throughput(tables: Tables) -> bool:
+    """Whether every run was made to measure speed."""
+    purpose = tables.runs.get("config.purpose")
+    return purpose is not None and len(purpose) > 0 and bool((purpose == THROUGHPUT).all())
 
 
 def _lead(tables: Tables) -> str:
@@ -83,10 +157,14 @@ def _lead(tables: Tables) -> str:
     data = ", ".join(sorted(runs["data"].dropna().unique())) or "its data set"
     if not strategies:
         return "No run of this study can be read yet."
+    shown = (
+        "how fast the training ran and where its time went"
+        if is_throughput(tables)
+        else "how accurate they became, what the training cost, and how fast it ran"
+    )
     return escape(
         f"Image classifiers of {sections.number_of(len(sizes), 'size')} were trained on {data} in "
-        f"{sections.number_of(len(strategies), 'way')}: {sections.listing(strategies)}. "
-        "This page shows how accurate they became, what the training cost, and how fast it ran."
+        f"{sections.number_of(len(strategies), 'way')}: {sections.listing(strategies)}. This page shows {shown}."
     )
 
 

@@ -7,18 +7,11 @@ from html import escape
 import pandas as pd
 
 from analysis import page, style
-from analysis.compare import compare_exponents
-from analysis.figures import accuracies
-from analysis.figures_laws import VARIABLES
-from analysis.fit import Fit
+from analysis.figures import accuracies, at_full_length
 from analysis.page import Column
 from analysis.runfolder import TRIAL
 from analysis.settings import NEEDED, by_arm
 from analysis.tables import Tables
-from analysis.throughput import run_rates
-
-Fits = dict[str, tuple[dict[str, Fit], dict[str, str]]]
-"""For each variable, the fits by strategy, and why a strategy has none."""
 
 STRATEGIES = {
     "ar": "The encoder first learns without labels: it reads an image as a sequence of square groups of patches and "
@@ -55,31 +48,13 @@ RUN_TABLE = (
 CELL = tuple(
     Column(name, name.capitalize(), page.text, numeric=False) for name in ("strategy", "encoder", "size", "stage")
 )
-SPEED_TABLE = (
-    *CELL,
-    Column("images_per_second", "Images/s", page.number),
-    Column("tokens_per_second", "Tokens/s", page.count),
-    Column("step_seconds", "Step, s", page.number),
-    Column("data_seconds", "of it waiting for data, s", page.number),
-    Column("mfu", "MFU", page.percent),
-    Column("memory_bytes", "Memory", page.memory),
-    Column("runs", "Runs", page.count),
-)
-EXPONENT_TABLE = (
-    Column("strategy", "Strategy", page.text, numeric=False),
-    Column("n", "Runs", page.count),
-    Column("c", "Exponent", page.number),
-    Column("low", "95 % from", page.number),
-    Column("high", "to", page.number),
-    Column("warnings", "Warnings", page.sentence, numeric=False),
-)
-DIFFERENCE_TABLE = (
-    Column("first", "Strategy", page.text, numeric=False),
-    Column("second", "against", page.text, numeric=False),
-    Column("difference", "Difference", page.number),
-    Column("low", "95 % from", page.number),
-    Column("high", "to", page.number),
-    Column("p_holm", "p (Holm)", page.number),
+PUBLISHED_TABLE = (
+    Column("model", "Model", page.text, numeric=False),
+    Column("strategy", "Strategy", page.strategy, numeric=False),
+    Column("parameters", "Parameters", page.count),
+    Column("top1", "Top-1", page.percent),
+    Column("protocol", "Protocol", page.sentence, numeric=False),
+    Column("source", "Source", page.sentence, numeric=False),
 )
 EXCLUDED_TABLE = (
     Column("run", "Run", page.code, numeric=False),
@@ -112,6 +87,15 @@ every picture of this page.</p><dl>{glossary}</dl>
 the model names first; <b>FLOPs</b> are the arithmetic operations of training, pretraining included;
 an <b>image seen</b> is one image in one training step, so one image counts each time it returns.</p>
 {_grid(tables)}"""
+
+
+def published(table: pd.DataFrame | None) -> str:
+    """The published numbers in the pictures, each with its source and protocol."""
+    if table is None:
+        return ""
+    rows = table.sort_values(["parameters", "model"], kind="stable")
+    note = "<p>Published numbers, not measured here, and in none of the fits.</p>"
+    return "<h3>Published for comparison</h3>" + note + page.table(rows, PUBLISHED_TABLE)
 
 
 def unfinished(tables: Tables) -> int:
@@ -155,6 +139,7 @@ def accuracy(tables: Tables) -> str:
     data = accuracies(tables)
     if data.empty:
         return "<p>No completed run has an accuracy yet.</p>"
+    data = at_full_length(data)
     sizes = style.size_order(data)
     rows = []
     for (protocol, strategy, encoder), part in data.groupby(["protocol", "strategy", "encoder"], dropna=False):
@@ -177,7 +162,7 @@ def _mean(values: pd.Series) -> str | None:
         return None
     if len(values) == 1:
         return page.percent(values.iloc[0])
-    return f"{page.percent(values.mean())} <small>± {100 * values.std():.1f} over {len(values)} seeds</small>"
+    return f"{page.percent(values.mean())} <small>± {100 * values.std():.1f} ({len(values)})</small>"
 
 
 def _caution(data: pd.DataFrame) -> str:
@@ -196,47 +181,9 @@ def _caution(data: pd.DataFrame) -> str:
             + "With one seed a "
             "cell the page cannot tell how much of a difference is due to chance, so small differences rank nothing."
         )
-    return "Every number is a mean over seeds of each run's last evaluation; ± is the standard deviation. " + sampling
-
-
-def laws(fits: Fits) -> str:
-    """Exponents, their differences, and every warning: a law without its warnings is half a law."""
-    parts = []
-    for against, (found, refused) in fits.items():
-        label = VARIABLES[against][1]
-        rows = [
-            (name, found[name].n, c.value, *(c.interval_95 or (None, None)), "; ".join(found[name].warnings) or None)
-            for name, c in ((name, found[name].parameters["c"]) for name in style.strategy_order(found))
-        ]
-        table = pd.DataFrame(rows, columns=["strategy", "n", "c", "low", "high", "warnings"])
-        if rows:
-            parts.append(f"<h3>Exponents over {label}</h3>{page.table(table, EXPONENT_TABLE)}")
-        if len(found) > 1:
-            pairs = compare_exponents(found)
-            parts.append(f"<h3>Differences of exponents over {label}</h3>{page.table(pairs, DIFFERENCE_TABLE)}")
-        for why in dict.fromkeys(refused.values()):
-            names = [style.strategy_name(name) for name in style.strategy_order(refused) if refused[name] == why]
-            parts.append(f"<p>No law over {label} for {escape(listing(names))}: {escape(why)}.</p>")
-    note = (
-        "<p>Intervals take sizes as the units, not runs: with few sizes they are wide, and that is the finding. "
-        "p (Holm) is the probability of a difference this large by chance, corrected for the number of pairs.</p>"
-    )
-    return "".join(parts) + (note if any(found for found, _ in fits.values()) else "")
-
-
-def speed(tables: Tables) -> str:
-    """Medians of the speed of each kind of run."""
-    keys = ["strategy", "encoder", "size", "stage"]
-    runs = tables.runs[["study", "run", "parameters", *keys]].merge(run_rates(tables.metrics), on=["study", "run"])
-    if runs.empty:
-        return ""
-    groups = runs.groupby(keys, dropna=False)
-    table = groups.median(numeric_only=True)
-    table["runs"] = groups.size()
-    short = tables.metrics.groupby(["study", "run"]).ngroups - len(runs)
-    note = f"<p>Too short for a steady state, so without a speed: {number_of(short, 'run')}.</p>" if short else ""
-    return note + page.table(
-        table.reset_index().sort_values([*keys[:2], "stage", "parameters"]), SPEED_TABLE, tall=True
+    return (
+        "Every number is a mean over seeds of each run's last evaluation; ± is the standard deviation, in brackets the "
+        "number of seeds. Of several lengths of training the longest stands here. " + sampling
     )
 
 

@@ -128,7 +128,8 @@ def panels(
 
 
 def hue(strategy: str) -> str:
-    """The colour of a strategy; unknown ones get a spare, the same on every machine."""
+    """The colour of a strategy (with or without ", encoder"); unknown ones get a spare, the same on every machine."""
+    strategy = strategy.split(",")[0]
     return HUES.get(strategy) or SPARE_HUES[sum(strategy.encode()) % len(SPARE_HUES)]
 
 
@@ -144,14 +145,20 @@ def shade(colour: str, position: float) -> tuple[float, ...]:
 
 
 def strategy_name(strategy: str) -> str:
-    """The name people read."""
-    return STRATEGY_NAMES.get(strategy, strategy)
+    """The name people read; of "ar, vit", a strategy with its encoder, too."""
+    name, comma, encoder = strategy.partition(",")
+    return STRATEGY_NAMES.get(name, name) + comma + encoder
 
 
 def strategy_order(strategies: Iterable[str]) -> list[str]:
     """Ours first, in the order of the glossary, then the rest by name."""
     known = list(STRATEGY_NAMES)
-    return sorted(set(strategies), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+    def place(name: str) -> tuple[int, str]:
+        plain = name.split(",")[0]
+        return (known.index(plain) if plain in known else len(known), name)
+
+    return sorted(set(strategies), key=place)
 
 
 def size_order(runs: pd.DataFrame) -> list[str]:
@@ -174,6 +181,11 @@ def compact(value: float, _position: object = None) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def percent(value: float, _position: object = None) -> str:
+    """0.725 as 72.5%."""
+    return f"{100 * value:.4g}%"
 
 
 def log_axis(axes: Axes, which: str, values: Iterable[float], formatter: Any = compact) -> None:

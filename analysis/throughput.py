@@ -86,12 +86,19 @@ def efficiency(
     return cells[groups["devices"].transform("nunique") > 1].reset_index(drop=True)
 
 
+def both_efficiencies(table: pd.DataFrame) -> pd.DataFrame:
+    """efficiency of both kinds under each other, with the column `kind`; runs of one engine are compared."""
+    within = ("strategy", "encoder", "size", "stage", "engine")
+    parts = [efficiency(table, kind, within).assign(kind=kind) for kind in ("weak", "strong")]
+    return pd.concat(parts, ignore_index=True)
+
+
 def cost_to_accuracy(tables: Tables, target: float, price: float = 0.0) -> pd.DataFrame:
     """What each completed run had spent when its evaluation first reached `target` (top-1, 0 to 1).
 
-    Columns: gpu_hours (ancestors' included), cost at `price` a GPU-hour, images (ancestors' included), reached. A run
-    that never got there has reached False and no number: not reached is an answer. Between evaluations nothing is
-    known, so the first evaluation at or above the target counts.
+    Columns, ancestors' part included: gpu_hours, cost at `price` a GPU-hour, hours (of the clock: device time over the
+    devices of each stage), images; and reached. A run that never got there has reached False and no number: not
+    reached is an answer. Between evaluations nothing is known, so the first evaluation at or above the target counts.
     """
     runs = tables.completed[tables.completed["top1"].notna()]
     evaluations = tables.evaluations[tables.evaluations["top1"] >= target].sort_values("step", kind="stable")
@@ -100,11 +107,29 @@ def cost_to_accuracy(tables: Tables, target: float, price: float = 0.0) -> pd.Da
     table = runs.merge(first, on=[*RUN, "protocol"], how="left").merge(last, on=RUN, how="left")
     done = (table["at"] / table["last"]).clip(upper=1.0)
     table["gpu_hours"] = (table["total_gpu_seconds"] - table["gpu_seconds"] * (1 - done)) / 3600
+    table["hours"] = _clock_hours(tables.runs, table) + table["gpu_seconds"] * done / table["devices"] / 3600
     table["images"] = table["total_images_seen"] - table["images_seen"] * (1 - done)
     table["cost"] = table["gpu_hours"] * price
     table["reached"] = table["at"].notna()
     keys = [*RUN, "strategy", "encoder", "size", "seed", "protocol", "top1"]
-    return table[[*keys, "reached", "gpu_hours", "cost", "images"]].reset_index(drop=True)
+    return table[[*keys, "reached", "gpu_hours", "cost", "hours", "images"]].reset_index(drop=True)
+
+
+def _clock_hours(runs: pd.DataFrame, table: pd.DataFrame) -> Array:
+    """Hours of the clock that the ancestors of each row took; nan where one of them is not there."""
+    seconds = dict(
+        zip(zip(runs["study"], runs["run"], strict=True), runs["gpu_seconds"] / runs["devices"], strict=True)
+    )
+    parents = dict(zip(zip(runs["study"], runs["run"], strict=True), runs["parent"], strict=True))
+
+    def before(study: str, parent: object) -> float:
+        if not isinstance(parent, str):
+            return 0.0
+        key = (study, parent)
+        return float(seconds[key]) + before(study, parents[key]) if key in seconds else np.nan
+
+    pairs = zip(table["study"], table["parent"], strict=True)
+    return np.array([before(study, parent) / 3600 for study, parent in pairs], dtype=float)
 
 
 def pareto_front(table: pd.DataFrame, cost: str, gain: str) -> pd.DataFrame:

@@ -28,21 +28,39 @@ def collect(
 def report(
     folder: Annotated[Path, typer.Argument(help="A study folder (collected first) or a folder that collect wrote.")],
     output: Annotated[Path | None, typer.Option(help="Folder for the page [default: FOLDER/report].")] = None,
+    bench: Annotated[
+        list[Path] | None, typer.Option(help="A file of `bench step` or `bench scaling`; repeat it.")
+    ] = None,
+    published: Annotated[
+        str | None, typer.Option(help="Overlay published numbers: imagenet (shipped), or a csv of your own.")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(help="Top-1 (0 to 1) whose cost to show [default: the median].")
+    ] = None,
+    price: Annotated[float, typer.Option(help="Of a GPU-hour, for the cost of the target.")] = 0.0,
 ) -> None:
-    """Write figures and one self-contained HTML page.
+    """Write figures, their numbers and one self-contained HTML page.
 
-    Example: armscale report runs/quickstart
+    Example: armscale report runs/quickstart --target 0.8
     """
-    from analysis.report import write_report
+    from analysis.published import SHIPPED
+    from analysis.report import Wishes, write_report
+    from scaling.errors import UserError
 
-    print(write_report(folder, output, workers=os.cpu_count() or 1))
+    if target is not None and not 0 < target < 1:
+        raise UserError("--target", target, "a top-1 between 0 and 1")
+    overlay = SHIPPED if published == "imagenet" else Path(published) if published else None
+    wishes = Wishes(tuple(bench or ()), overlay, target, price)
+    print(write_report(folder, output, workers=os.cpu_count() or 1, wishes=wishes))
 
 
 def fit(
     table: Annotated[Path, typer.Argument(help="A csv or parquet file, as collect writes it or anybody else.")],
     law: Annotated[
         str,
-        typer.Option(help="power, power-floor, m3, m4, shifted-power, broken-power, chinchilla, sigmoid or isoflop."),
+        typer.Option(
+            help="power, power-floor, m3, m4, shifted-power, broken-power, chinchilla, sigmoid, isoflop or envelope."
+        ),
     ],
     x: Annotated[str, typer.Option(help="Column, or columns in the law's order with commas between.")],
     y: Annotated[str, typer.Option(help="Column to explain: a loss or an error.")],

@@ -1,0 +1,120 @@
+"""What the report says of laws and cost, on studies whose laws are known because their runs were written so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.benches import efficiencies, read_benches, steps
+from analysis.collect import collect_runs
+from analysis.figures import accuracies, at_full_length
+from analysis.figures_compare import loss_to_accuracy, ranks
+from analysis.figures_planes import along, finetuned, plane_fits
+from analysis.published import SHIPPED, read_published
+from analysis.report import Wishes, write_report
+from analysis.tables import Tables
+from scaling.errors import UserError
+from tests.analysis.folders import BATCH, ERROR, STEPS, write_study
+
+SIZES = ("pico", "nano", "micro", "tiny", "small")
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two strategies, five sizes, two seeds, three lengths of training."""
+    return write_study(tmp_path_factory.mktemp("long"), "long", ("ar", "supervised"), SIZES, (0, 1), lengths=(1, 4, 16))
+
+
+@pytest.fixture(scope="module")
+def tables(long: Path) -> Tables:
+    return collect_runs(long)
+
+
+def test_a_curve_over_one_variable_holds_the_other(tables: Tables) -> None:
+    runs = finetuned(tables)
+    assert set(along(runs, "parameters").groupby("label")["total_images_seen"].unique().map(tuple)) == {
+        (2 * 16 * STEPS * BATCH,), (16 * STEPS * BATCH,)
+    }  # fmt: skip
+    assert set(along(runs, "total_images_seen")["size"]) == {"small"}
+    assert len(along(runs, "total_train_flops")) == len(runs) == 60
+
+
+def test_the_plane_of_size_and_images_recovers_what_made_the_runs(tables: Tables) -> None:
+    fits, refused = plane_fits(tables)
+    assert not refused
+    for name, fit in fits.items():
+        assert fit.parameters["alpha"].value == pytest.approx(-ERROR[name][1], rel=0.15)
+        assert fit.parameters["beta"].value == pytest.approx(0.4, rel=0.15)
+        assert fit.parameters["E"].value == pytest.approx(ERROR[name][0], rel=0.15)
+
+
+def test_ranks_count_seeds_and_not_lengths(tables: Tables) -> None:
+    table = ranks(at_full_length(accuracies(tables)))
+    assert set(table["seeds"]) == {2}
+    assert set(table.loc[table["rank"] == 1, "strategy"]) == {"ar"}
+    assert set(table.loc[table["strategy"] == "ar", "wins"]) == {1.0}
+
+
+def test_losses_lead_to_the_accuracy_of_their_own_child(tables: Tables) -> None:
+    picture = loss_to_accuracy(tables)
+    assert picture is not None
+    assert set(picture.data["strategy"]) == {"ar"}
+    assert np.allclose(picture.data["loss_before"], 0.2 + 0.8 * (1 - picture.data["top1"]), rtol=0.02)
+
+
+def test_the_report_has_every_picture_of_laws_and_marks_what_others_published(long: Path, tmp_path: Path) -> None:
+    bench = {"bench": "scaling", "case": {"strategy": "ar", "encoder": "mamba", "size": "tiny", "stage": "pretrain"},
+             "results": [_rank("weak", "single", 1, 8, 10.0, 1.0), _rank("weak", "fsdp", 2, 16, 9.0, 0.9)]}  # fmt: skip
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    wishes = Wishes((tmp_path / "bench.json",), SHIPPED, target=0.8, price=2.0)
+    text = write_report(long, tmp_path / "report", wishes=wishes).read_text()
+    names = {path.stem for path in (tmp_path / "report" / "figures").glob("*.csv")}
+    assert {"contours", "rollout", "ranking", "loss_to_accuracy", "step_parts", "resources", "efficiency", "law_images",
+            "exponents_parameters", "accuracy_images"} <= names  # fmt: skip
+    assert "Hollow diamonds are published numbers" in text
+    assert "arXiv 2406.07537" in text
+    assert "What 80.0 % top-1 cost" in text
+    assert "nearest point" in text
+    differences = pd.read_csv(tmp_path / "report" / "figures" / "exponents_parameters.csv")
+    assert list(differences["minus"].dropna()) == ["supervised"]
+
+
+def _rank(kind: str, engine: str, ranks: int, batch: int, rate: float, share: float) -> dict[str, object]:
+    return {"kind": kind, "engine": engine, "ranks": ranks, "global_batch": batch,
+            "images_per_second_per_device": rate, "efficiency": share}  # fmt: skip
+
+
+def test_benches_become_tables_and_the_single_rank_is_every_engines_baseline(tmp_path: Path) -> None:
+    rows = [_rank("weak", "single", 1, 8, 10.0, 1.0), _rank("weak", "ddp", 2, 16, 9.0, 0.9),
+            _rank("weak", "fsdp", 2, 16, 8.0, 0.8),
+            {"kind": "weak", "engine": "fsdp", "ranks": 4, "error": "lost"}]  # fmt: skip
+    (tmp_path / "scaling.json").write_text(json.dumps({"bench": "scaling", "case": {"size": "tiny"}, "results": rows}))
+    step = {"name": "numba eager", "step": {"median": 0.5, "low": 0.4, "high": 0.6}, "images_per_second": 16.0,
+            "mfu": None, "peak_memory_bytes": 1, "scan_share": {"median": 0.3}}  # fmt: skip
+    report = {"bench": "step", "case": {"size": "tiny"}, "results": [step, {"name": "triton", "error": "no memory"}]}
+    (tmp_path / "step.json").write_text(json.dumps(report))
+    reports = read_benches([tmp_path / "scaling.json", tmp_path / "step.json"])
+    cells = efficiencies(reports)
+    assert cells[["engine", "devices", "batch", "efficiency"]].to_numpy().tolist() == [
+        ["ddp", 1, 8.0, 1.0], ["fsdp", 1, 8.0, 1.0], ["ddp", 2, 8.0, 0.9], ["fsdp", 2, 8.0, 0.8]
+    ]  # fmt: skip
+    assert list(steps(reports)["error"].fillna("")) == ["", "no memory"]
+    assert steps(reports)["scan_share"].iloc[0] == 0.3
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UserError, match="bench step"):
+        read_benches([tmp_path / "other.json"])
+
+
+def test_published_numbers_have_a_source_and_a_protocol_or_are_refused(tmp_path: Path) -> None:
+    table = read_published()
+    assert table["top1"].between(0.7, 0.9).all()
+    assert table["source"].str.len().min() > 5
+    table.assign(source=np.nan).to_csv(tmp_path / "gaps.csv", index=False)
+    table.assign(top1=83.2).to_csv(tmp_path / "percent.csv", index=False)
+    for name, said in (("gaps", "source has gaps"), ("percent", "fraction"), ("absent", "csv file")):
+        with pytest.raises(UserError, match=said):
+            read_published(tmp_path / f"{name}.csv")
