@@ -22,6 +22,7 @@ from analysis.sections_laws import Laws, fit_study
 from analysis.style import Picture
 from analysis.tables import Tables, read_tables
 from analysis.throughput import both_efficiencies, speeds
+from analysis.tuning import tuning_section
 from scaling.files import write_text
 from scaling.rundir import REPORT, STUDY, TABLES
 
@@ -64,8 +65,9 @@ def write_report(source: Path, output: Path | None = None, workers: int = 1, wis
     published = read_published(wishes.published) if wishes.published else None
     tables = update_tables(source, source / TABLES, workers) if (source / STUDY).is_file() else read_tables(source)
     content = Content(
-        tables, fit_study(tables), published, _efficiency(tables, reports), benches.steps(reports), wishes
-    )
+        tables, fit_study(tables), published, _efficiency(tables, reports), benches.steps(reports), wishes,
+        tuning_section(source),
+    )  # fmt: skip
     output = output or source / REPORT
     pictures = draw(content)
     for picture in pictures:
