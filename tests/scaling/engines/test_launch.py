@@ -30,9 +30,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("variables", "engine"), [(plain, "fsdp"), (plain, "deepspeed"), (slurm_task, "deepspeed")], ids=str
-)
+@pytest.mark.parametrize(("variables", "engine"), [(plain, "fsdp"), (plain, "deepspeed"), (slurm_task, "deepspeed")])
 def test_two_ranks(tmp_path: Path, shards: Path, variables: Callable[[int], dict[str, str]], engine: str) -> None:
     """DeepSpeed reads LOCAL_RANK and LOCAL_WORLD_SIZE of the environment, which a Slurm task does not have."""
     config = small_config(
