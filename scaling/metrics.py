@@ -11,6 +11,9 @@ from typing import Any
 from scaling import rundir
 from scaling.attempt import Attempt
 
+MIRROR_SECONDS = 1.0
+"""A training line costs TensorBoard more than the file: where lines come faster than this, it gets one of them."""
+
 
 def finite(value: float | None) -> float | None:
     """JSON has no NaN; absent and undefined values are null."""
@@ -24,6 +27,7 @@ class Records:
         self.attempt = attempt
         self.path = attempt.folder / name
         self.keys = keys
+        self.mirrored_until = 0.0
         self.board = _summary_writer(attempt.folder / rundir.LOGS / "tensorboard") if attempt.writes else None
 
     def write(self, values: dict[str, Any]) -> None:
@@ -39,7 +43,8 @@ class Records:
             if file.tell() and not _ends_with_newline(self.path):
                 file.write("\n")  # a kill tore the last line; it stays torn, the next one is whole
             file.write(json.dumps(row, allow_nan=False) + "\n")
-        if self.board is not None:
+        if self.board is not None and time.monotonic() >= self.mirrored_until:
+            self.mirrored_until = time.monotonic() + (MIRROR_SECONDS if self.path.name == rundir.METRICS else 0.0)
             for key, value in row.items():
                 if isinstance(value, int | float) and key not in ("time", "attempt", "step"):
                     self.board.add_scalar(f"{self.path.stem}/{key}", value, row.get("step") or 0)

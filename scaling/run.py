@@ -46,6 +46,7 @@ from scaling.stop import Stopped, StopRequest
 from scaling.study import identity
 from scaling.study.plan import require_split
 from scaling.summary import write_summary
+from scaling.trace import Trace
 from scaling.train import train
 from scaling.watchdog import Watchdog
 from scaling.weights import WEIGHTS, export
@@ -80,6 +81,7 @@ class Run:
         self.log = StepLog(self)
         self.health = Health(faults, self.counters.losses)
         self.ranktimes = RankTimes(self.attempt, self.side, self.engine.device, faults.timing_every)
+        self.trace = Trace(self.attempt.folder, self.engine.rank, wanted=False)
         self.watchdog = Watchdog(self.attempt, self.engine.rank, self.clock, faults.step_timeout)
 
     @property
@@ -155,8 +157,10 @@ def run_folder(config: RunConfig, path: Path, root: Path) -> Path:
     return root / (config.study or "single") / found
 
 
-def execute(config: RunConfig, folder: Path) -> Path:
+def execute(config: RunConfig, folder: Path, *, profile: bool = False) -> Path:
     """Carries the run in `folder` to its summary and returns the summary's path; resumes what was interrupted.
+
+    `profile` traces some steps (`scaling.trace`).
 
     Raises Stopped when asked to stop (state committed), Superseded when a newer attempt exists, UserError for input
     that cannot work. status.json tells the same.
@@ -171,7 +175,9 @@ def execute(config: RunConfig, folder: Path) -> Path:
             rank.join_others()
             index, parent = check_inputs(config, folder)
             attempt = claim(config, folder, rank, stop)
-            carry_out(build(config, attempt, rank, index, parent, stop))
+            run = build(config, attempt, rank, index, parent, stop)
+            run.trace = Trace(folder, rank, wanted=profile)
+            carry_out(run)
             rank.leave()
         except Superseded:
             raise
@@ -199,6 +205,7 @@ def carry_out(run: Run) -> None:
         run.commit()  # an evaluation may come between two checkpoints
         raise
     finally:
+        run.trace.close()
         run.watchdog.close()
         run.saver.close()
     export(run)

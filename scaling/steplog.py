@@ -14,6 +14,7 @@ from scaling.cost import utilisation
 from scaling.environment import device_name
 from scaling.errors import UserError
 from scaling.steps import Step
+from scaling.terminal import StatusLine
 
 if TYPE_CHECKING:
     from scaling.run import Run
@@ -30,6 +31,7 @@ class StepLog:
         self.steps: list[Step] = []
         self.beaten = 0.0
         self.refused = False
+        self.line = StatusLine(run.steps)
 
     def add(self, step: Step) -> None:
         """A finished step; writes the line when one is due."""
@@ -50,7 +52,7 @@ class StepLog:
         config, rank = run.config, run.engine.rank
         seconds = statistics.fmean(step.seconds for step in steps)
         rate = config.train.global_batch / seconds
-        run.metrics.write({
+        row = {
             "stage": config.stage,
             "step": last.number,
             "images_seen": last.images_seen,
@@ -69,7 +71,10 @@ class StepLog:
             "nodes": rank.nodes,
             "micro_batch": run.micro_batch,
             "skipped_steps": last.skipped,
-        })  # fmt: skip
+        }  # fmt: skip
+        run.metrics.write(row)
+        if run.attempt.writes:
+            self.line.show(row)
         self.steps = []
 
     def _utilisation(self, rate: float) -> float | None:

@@ -49,6 +49,7 @@ def train(run: Run) -> None:
         counters.advance(batch.images_seen)
         run.stop.arm()
         run.watchdog.beat()
+        run.trace.step()
         finished = counters.step == run.steps
         if counters.step % config.log_every == 0 or finished:
             unreadable.check(run.side)

@@ -85,3 +85,20 @@ def curve(rows: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
     """(step, loss, gradient norm) of the attempt that counts, by step."""
     newest = {row["step"]: row for row in sorted(rows, key=lambda row: row["attempt"])}
     return [(step, newest[step]["loss"], newest[step]["grad_norm"]) for step in sorted(newest)]
+
+
+def rank_pids(launcher: int) -> dict[int, int]:
+    """{rank: process} of the ranks below a torchrun."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError):
+            continue  # it has just ended
+        rank = next((int(item[5:]) for item in variables if item.startswith(b"RANK=")), None)
+        if parent == launcher and rank is not None:
+            found[rank] = int(entry.name)
+    return found

@@ -1,13 +1,11 @@
 """Interrupted anywhere, a run continues from its last commit and ends as if nothing had happened, to the bit."""
 
-import random
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from scaling import rundir
 from scaling.checkpoint import COMMIT, committed, load_latest
@@ -15,37 +13,9 @@ from scaling.errors import UserError
 from scaling.stop import EXIT_STOPPED
 from tests.scaling.runs import STEPS, carry_out, command, curve, environment, small_config, write_run
 
-OPTIONS = {"drop_path": 0.2, "ema": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_group": 4, "randaugment": "", "lr": 1e-3}
-
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command(folder), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-@pytest.mark.slow
-def test_killed_at_drawn_moments(tmp_path: Path, shards: Path) -> None:
-    """kill -9 at six drawn moments from start-up to the end; then the curve and the weights of an undisturbed run."""
-    config = small_config(shards, stage="finetune", strategy="scratch", **OPTIONS)
-    whole, broken = write_run(config, tmp_path / "whole"), write_run(config, tmp_path / "broken")
-    began = time.monotonic()
-    expected = curve(carry_out(whole))
-    seconds = time.monotonic() - began
-    drawn = random.Random(0)
-    for _ in range(6):
-        process = start(broken)
-        try:
-            process.wait(timeout=drawn.uniform(0.3, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    rows = carry_out(broken)
-    assert curve(rows) == expected
-    ours, theirs = load_file(broken / "weights.safetensors"), load_file(whole / "weights.safetensors")
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
-    summary = rundir.read_json(broken / rundir.SUMMARY)
-    undisturbed = rundir.read_json(whole / rundir.SUMMARY)
-    assert summary is not None and undisturbed is not None
-    assert summary["top1"] == undisturbed["top1"]
 
 
 @pytest.mark.slow

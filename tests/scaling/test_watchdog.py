@@ -13,7 +13,7 @@ from scaling import rundir
 from scaling.config import FaultsConfig
 from scaling.ranktimes import slowest_host
 from scaling.watchdog import name_culprit
-from tests.scaling.runs import command, environment, small_config, write_run
+from tests.scaling.runs import command, environment, rank_pids, small_config, write_run
 
 LIMIT = 20.0
 
@@ -33,23 +33,6 @@ def test_the_culprit_is_silent_behind_or_without_data() -> None:
 
 def test_the_slowest_host() -> None:
     assert slowest_host(["a", "a", "b", "b"], [1.0, 1.1, 1.0, 3.0]) == ("b", pytest.approx(3.0))
-
-
-def rank_pids(launcher: int) -> dict[int, int]:
-    """{rank: process} of the ranks below a torchrun."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            variables = (entry / "environ").read_bytes().split(b"\0")
-        except (OSError, IndexError):
-            continue  # it has just ended
-        rank = next((int(item[5:]) for item in variables if item.startswith(b"RANK=")), None)
-        if parent == launcher and rank is not None:
-            found[rank] = int(entry.name)
-    return found
 
 
 @pytest.mark.slow
