@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,8 @@ def test_a_stopped_rank_is_named(tmp_path: Path, shards: Path, frozen: int) -> N
             time.sleep(0.1)
     finally:
         for pid in ranks.values():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # torchrun may have ended it
+                os.kill(pid, signal.SIGKILL)
         process.kill() if not ranks else process.wait()
     status = rundir.read_json(folder / rundir.STATUS)
     assert status is not None
