@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from typing import Any, TextIO
@@ -17,7 +18,7 @@ class StatusLine:
     def __init__(self, steps: int, stream: TextIO = sys.stdout) -> None:
         self.steps = steps
         self.stream = stream
-        self.live = stream.isatty()
+        self.live = stream.isatty() and "SLURM_STEP_ID" not in os.environ  # srun gives its tasks a terminal, to a file
         self.shown = -math.inf
 
     def show(self, row: dict[str, Any]) -> None:
