@@ -132,7 +132,7 @@ def checkpoints(machine: Machine) -> Rows:
     yield {
         "tensors": len(digests[0] or ()),
         "greatest_relative_difference": worst,
-        "passed": worst is not None and worst < 1e-6,
+        "passed": worst is not None and worst < DIGEST_BOUND,
     }
 
 
