@@ -9,7 +9,7 @@ from pathlib import Path
 from data.index import read_index, split_folder
 from data.sources import known_sizes
 from scaling import rundir
-from scaling.config import RunConfig
+from scaling.config import DataConfig, RunConfig
 from scaling.cost import Cost, cost
 from scaling.errors import UserError
 from scaling.study import identity
@@ -19,7 +19,7 @@ from scaling.study.tune import tuned_runs
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is known of the study's data: from the shards, else from the source's own statement, else nothing."""
+    """What is known of the data: from the shards, else from the source's own statement, else nothing."""
 
     fingerprint: str  # "" before packing
     samples: int | None
@@ -47,19 +47,19 @@ class Plan:
     waiting: int = 0  # arms whose final runs follow when their trials are completed
 
 
-def data_facts(study: Study) -> DataFacts:
+def data_facts(data: DataConfig) -> DataFacts:
     """Reads the index of the training shards where they are packed."""
-    shards = Path(study.data.shards)
-    if study.data.shards and shards.exists():
+    shards = Path(data.shards)
+    if data.shards and shards.exists():
         index = read_index(split_folder(shards, "train"))
         return DataFacts(index.fingerprint, index.samples, len(index.classes))
-    known = known_sizes(study.data.source)
+    known = known_sizes(data.source)
     return DataFacts("", known["train"], known["classes"]) if known else DataFacts("", None, None)
 
 
 def plan_study(study: Study, root: Path) -> Plan:
     """The plan of `study` with the states found under `root`."""
-    facts = data_facts(study)
+    facts = data_facts(study.data)
     folder = root / study.name
     table, waiting = tuned_runs(study, folder, facts.fingerprint, facts.samples, facts.classes)
     children: dict[str | None, list[RunConfig]] = {}

@@ -198,7 +198,7 @@ def test_throughput_is_fifty_steps_each() -> None:
 def test_every_packaged_study_expands() -> None:
     for path in sorted(PACKAGED.glob("*.yaml")):
         study = load_study(path)
-        facts = data_facts(study)
+        facts = data_facts(study.data)
         assert runs(study, "f", facts.samples, facts.classes)
 
 
