@@ -28,7 +28,9 @@ def _resolution(config: Config) -> str:
 
 
 def _augmentation(config: Config) -> str:
-    """Crop and flip, then what labels and pixels go through; only what is on."""
+    """Crop and flip, then what labels and pixels go through; only what is on. A probe trains on nothing."""
+    if config["stage"] == "probe":
+        return ""
     scale = config["train.crop_scale"]
     low, high = json.loads(scale) if isinstance(scale, str) else scale
     crop = config["train.crop"]
@@ -96,5 +98,5 @@ def stage_of(config: Config) -> str:
 
 
 def _order(stage: str) -> int:
-    known = ("pretrain", "finetune", "finetune again")
+    known = ("pretrain", "probe", "finetune", "finetune again")
     return known.index(stage) if stage in known else len(known)

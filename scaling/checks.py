@@ -53,13 +53,16 @@ def check(config: RunConfig) -> None:
     choice("engine", config.engine, ENGINES)
     choice("precision", config.precision, PRECISIONS)
     if config.stage == "pretrain" and config.strategy not in ("ar", "mae"):
-        raise UserError("stage", config.stage, ("finetune",), why=f"strategy {config.strategy} has no pretraining")
+        valid = ("finetune", "probe")
+        raise UserError("stage", config.stage, valid, why=f"strategy {config.strategy} has no pretraining")
     if config.fsdp.replicas < 1:
         raise UserError("fsdp.replicas", config.fsdp.replicas, "numbers above 0")
     if not 0 <= config.data.held_out < 1:
         raise UserError("data.held_out", config.data.held_out, "from 0 to below 1")
     choice("deepspeed.stage", config.deepspeed.stage, ZERO_STAGES)
-    _check_train(config.train, config.stage)
+    if config.stage != "probe":
+        _check_train(config.train, config.stage)
+    _check_evaluation(config.train, config.stage)
     for name, low in (("bad_steps", 1), ("spike", 0), ("rollbacks", 0), ("step_timeout", 0), ("timing_every", 1)):
         value = getattr(config.faults, name)
         if value < low:
@@ -112,6 +115,10 @@ def _check_train(train: TrainConfig, stage: str) -> None:
     choice(f"{stage}.schedule", train.schedule, SCHEDULES)
     if (train.branches or train.branched_at) and train.schedule != "wsd":
         raise UserError(f"{stage}.schedule", train.schedule, "wsd", why="only a constant rate lets decays branch off")
+
+
+def _check_evaluation(train: TrainConfig, stage: str) -> None:
+    """How the images of one stage are made, and the list of what evaluates it."""
     for number, evaluator in enumerate(train.evaluate):
         check_evaluator(evaluator, stage, f"{stage}.evaluate[{number}]")
     try:

@@ -13,7 +13,7 @@ SCHEMA = 1
 """Version of these defaults. A run's identity hashes what differs; a changed default needs a new version."""
 
 STRATEGIES = ("ar", "mae", "supervised", "scratch")
-STAGES = ("pretrain", "finetune")
+STAGES = ("pretrain", "finetune", "probe")
 ENGINES = ("single", "ddp", "fsdp", "deepspeed")
 ZERO_STAGES = (1, 2, 3)  # stage 0 is `ddp`
 ZERO_BUCKET = 50_000_000  # elements reduced or gathered at once; DeepSpeed's default takes ten times the memory
@@ -24,6 +24,7 @@ SCHEDULES = ("cosine", "wsd")
 EVALUATORS = {
     "pretrain": ("pretrain_loss", "knn", "linear_probe", "reconstruction", "throughput"),
     "finetune": ("classification", "knn", "linear_probe", "throughput"),
+    "probe": ("linear_probe", "knn"),
 }
 """Kinds of evaluators that a stage may have; scaling/evaluate says what each does."""
 VARIANTS = ("imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-real")
@@ -136,7 +137,11 @@ FINETUNE = TrainConfig(
     crop_scale=(0.08, 1.0),
     evaluate=[EvaluatorConfig("classification")],
 )
-STAGE_DEFAULTS = {"pretrain": PRETRAIN, "finetune": FINETUNE}
+PROBE = TrainConfig(images=0, lr=0.0, evaluate=[EvaluatorConfig("linear_probe"), EvaluatorConfig("knn")])
+"""Trains nothing: the evaluators read the features of the parent, or of random weights where there is none."""
+STAGE_DEFAULTS = {"pretrain": PRETRAIN, "finetune": FINETUNE, "probe": PROBE}
+PROTOCOLS = {"pretrain": "pretrain_loss", "finetune": "finetune", "probe": "linear_probe"}
+"""How the number was obtained that sums up a stage."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,12 @@ class RunConfig:
 
     @property
     def classifies(self) -> bool:
-        """Whether the stage needs labels."""
+        """Whether the stage trains a classifier."""
+        return self.stage == "finetune"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the stage needs labels, and test images to be judged by."""
         return self.stage != "pretrain"
 
     def encoder_config(self) -> EncoderConfig:
@@ -228,8 +238,11 @@ class RunConfig:
         )
 
     def objective_config(self, classes: int) -> ObjectiveConfig:
-        """The objective of this stage; `classes` matters to classification alone."""
-        if self.classifies:
+        """The objective of this stage; `classes` matters to classification alone.
+
+        A probe reads the module that was pretrained; where nothing was, an encoder under a head that has no part in it.
+        """
+        if self.classifies or self.strategy not in ("ar", "mae"):
             # A transferred encoder starts under a nearly silent head (sheet 1.6).
             return SupervisedConfig(
                 classes=classes, pooling=self.train.pooling, head_std=2e-5 if self.parent is not None else 0.02

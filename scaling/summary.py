@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scaling import files, rundir
+from scaling.config import PROTOCOLS
 from scaling.cost import utilisation
 from scaling.environment import device_name
 from scaling.metrics import finite
@@ -70,11 +71,13 @@ def _measured(run: Run, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]
     It is the stage's own: other test sets, k-NN and probes stand in evaluations.jsonl alone.
     """
     wanted = "ema" if run.engine.average else "raw"
-    protocol = "finetune" if run.config.classifies else "pretrain_loss"
+    protocol = PROTOCOLS[run.config.stage]
     own = [row for row in evaluations if (row["protocol"], row["dataset"]) == (protocol, run.dataset)]
     final: dict[str, Any] = next((row for row in reversed(own) if row["weights"] == wanted), {})
     past = rundir.read_lines(run.attempt.folder / rundir.EVALUATIONS)[0]
-    accuracies = [row["top1"] for row in past if row["protocol"] == "finetune" and row["dataset"] == run.dataset]
+    accuracies = [
+        row["top1"] for row in past if (row["protocol"], row["dataset"]) == (protocol, run.dataset) and row["top1"]
+    ]
     return {
         "pretrain_loss": final.get("loss") if protocol == "pretrain_loss" else None,
         "top1": final.get("top1"),

@@ -204,9 +204,9 @@ def _run_here(planned: Plan, root: Path, jobs: int | None, *, again: bool = Fals
             raise UserError("--cluster", "local", "slurm", why=f"{taken} runs are queued or running there")
     while True:
         write_folders(planned, root)
-        counts = local.launch(planned, root, jobs, again=again)
+        counts, stopped = local.launch(planned, root, jobs, again=again)
         followed = plan_study(planned.study, root)
-        if followed.waiting == planned.waiting:
+        if stopped or followed.waiting == planned.waiting:
             break
         planned = followed  # trials are done: the final runs have their values now
     _tell_counts(planned, folder, counts)

@@ -47,7 +47,7 @@ def having_turn(config: RunConfig, step: int, *, finished: bool) -> list[Evaluat
     ]
     if not entries or config.purpose == "throughput":
         return []
-    return entries if config.classifies or held_out or has_split(config.data.shards, "test") else []
+    return entries if config.labelled or held_out or has_split(config.data.shards, "test") else []
 
 
 def evaluate(run: Run, *, finished: bool = True) -> list[dict[str, Any]]:
@@ -60,9 +60,9 @@ def evaluate(run: Run, *, finished: bool = True) -> list[dict[str, Any]]:
     if not entries:
         return []
     records = Records(run.attempt, rundir.EVALUATIONS, rundir.EVALUATION_KEYS)
-    subject = subject_of(run)
     rows = []
     for weights in ("raw", "ema") if run.engine.average else ("raw",):
+        subject = subject_of(run)
         with run.engine.evaluating(averaged=weights == "ema"):
             for entry in entries:
                 measured = BUILDERS[entry.kind](subject, entry)

@@ -10,11 +10,17 @@ from scaling.evaluate.subject import Subject
 
 @torch.inference_mode()
 def features(subject: Subject, split: str) -> tuple[Tensor, Tensor]:
-    """(images of this rank, width) float32 and their labels.
+    """(images of this rank, width) float32 and their labels; extracted once for all evaluators of a subject.
 
     A pretrained module gives the mean over all patches of its last block's output after its last norm, in the order of
     pretraining; a classifier what its head reads. Centre crops, no augmentation.
     """
+    if split not in subject.features:
+        subject.features[split] = _extracted(subject, split)
+    return subject.features[split]
+
+
+def _extracted(subject: Subject, split: str) -> tuple[Tensor, Tensor]:
     rows, labels = [], []
     for batch in subject.batches(split):
         with subject.autocast():

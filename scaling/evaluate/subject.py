@@ -58,6 +58,7 @@ class Subject:
     precision: str = "fp32"
     folder: Path | None = None
     held_out: float = 0.0
+    features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # of the module as it stands, by split
     polled: Callable[[Iterator[EvaluationBatch]], Iterator[EvaluationBatch]] = iter  # may leave between two batches
 
     @property

@@ -10,7 +10,7 @@ from scaling.config import RunConfig, TrainConfig
 from scaling.errors import UserError
 from scaling.study import identity
 from scaling.study.match import matched
-from scaling.study.stages import sections, stage_run
+from scaling.study.stages import probe_of, sections, stage_run
 from scaling.study.table import CellConfig, Study, cells
 
 
@@ -35,27 +35,34 @@ def cell_runs(
 def _chain(
     study: Study, cell: CellConfig, names: list[str], parent: str | None, fingerprint: str
 ) -> Iterator[RunConfig]:
-    """The stage that comes first in `names`, then the others under it; with branches, under each of its decays."""
+    """The stage that comes first in `names`, then the others under it; with branches, under each of its decays.
+
+    A probe stands under the pretraining that it reads, or at the top where there is none.
+    """
     if not names:
         return
 
-    def named(train: TrainConfig, parent: str | None) -> RunConfig:
-        config = stage_run(study, cell, names[0], train, parent)
+    def named(section: str, train: TrainConfig, parent: str | None) -> RunConfig:
+        config = stage_run(study, cell, section, train, parent)
         return dataclasses.replace(config, run=identity.run_id(config, fingerprint))
 
+    def after(last: RunConfig) -> Iterator[RunConfig]:
+        yield last
+        if names[0] == "pretrain" and (probe := probe_of(cell)):
+            yield named("probe", probe, last.run)
+        yield from _chain(study, cell, names[1:], last.run, fingerprint)
+
+    if parent is None and names[0] != "pretrain" and (probe := probe_of(cell)):
+        yield named("probe", probe, None)
     train: TrainConfig = getattr(cell, names[0])
     if not train.branches:
-        last = named(train, parent)
-        yield last
-        yield from _chain(study, cell, names[1:], last.run, fingerprint)
+        yield from after(named(names[0], train, parent))
         return
     _check_branches(train, names[0])
-    trunk = named(trunk_of(train), parent)
+    trunk = named(names[0], trunk_of(train), parent)
     yield trunk
     for images in train.branches:
-        last = named(decay_of(train, images), trunk.run)
-        yield last
-        yield from _chain(study, cell, names[1:], last.run, fingerprint)
+        yield from after(named(names[0], decay_of(train, images), trunk.run))
 
 
 def trunk_of(train: TrainConfig) -> TrainConfig:

@@ -42,20 +42,25 @@ class Worker:
     slot: int
 
 
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
 def slots() -> int:
     """Runs at a time: one a GPU, else one a core that this process may use."""
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if gpus:
-        return len(gpus.split(","))
-    found = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return found or len(os.sched_getaffinity(0))
+    return len(gpus()) or len(os.sched_getaffinity(0))
 
 
-def launch(plan: Plan, root: Path, jobs: int | None, *, again: bool = False) -> dict[str, int]:
-    """Runs everything in `plan` that is neither completed nor (save `again`) cancelled; how many ended in each state.
+def launch(plan: Plan, root: Path, jobs: int | None, *, again: bool = False) -> tuple[dict[str, int], bool]:
+    """Runs everything in `plan` that is neither completed nor (save `again`) cancelled.
 
-    Parents go before their children; a failed parent blocks its children and nothing else. Stop signals are passed on:
-    the runs save, and the same command continues later.
+    Returns how many ended in each state, and whether it was asked to stop. Parents go before their children; a failed
+    parent blocks its children and nothing else. Stop signals are passed on: the runs save, and the same command
+    continues later.
     """
     folder = root / plan.study.name
     with _only_launcher(folder), Progress(plan, folder) as progress:
@@ -67,7 +72,7 @@ def launch(plan: Plan, root: Path, jobs: int | None, *, again: bool = False) -> 
     for row in plan.rows:
         state = run_state(folder / row.config.run)
         counts[state] = counts.get(state, 0) + 1
-    return counts
+    return counts, scheduler.stopping
 
 
 @contextmanager
@@ -171,8 +176,9 @@ class Scheduler:
             run = self.folder / name
             state = run_state(run)
             if state in ("running", "planned"):  # it died without a word
-                state = "failed"
                 status = worker.process.returncode
+                early = self.stopping and status == -signal.SIGTERM  # it was only starting
+                state = "stopped" if early else "failed"
                 write_status(run, state, error=f"the process ended with exit status {status}; see {rundir.LOGS}/")
             self.progress.finished(name, state)
             if state == "completed":
@@ -191,7 +197,10 @@ class Scheduler:
 
 
 def start(config: RunConfig, study: Path, slot: int, jobs: int) -> Worker:
-    """Starts one run as its own process, with its share of the cores or its own GPU, its output in logs/."""
+    """Starts one run as its own process, with its share of the cores and, where there are any, a GPU; output in logs/.
+
+    More runs than GPUs share these in turn.
+    """
     folder = study / config.run
     logs = folder / rundir.LOGS
     logs.mkdir(exist_ok=True)
@@ -202,8 +211,8 @@ def start(config: RunConfig, study: Path, slot: int, jobs: int) -> Worker:
         "OMP_NUM_THREADS": str(threads),
         "NUMBA_NUM_THREADS": str(threads),
     }
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    environment["CUDA_VISIBLE_DEVICES"] = visible[slot] if visible[0] and slot < len(visible) else str(slot)
+    if devices := gpus():
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     command = [sys.executable, "-m", "scaling.cli", "run", str(folder / rundir.CONFIG)]
     log: IO[bytes]
     with (logs / RUN_LOG).open("ab") as log:

@@ -127,8 +127,9 @@ def require_split(config: RunConfig, samples: int, classes: int) -> None:
     if config.train.global_batch > samples:
         name = f"{config.stage}.global_batch"
         raise UserError(name, config.train.global_batch, f"at most the {samples} training images")
-    if config.classifies:
+    if config.labelled:
         if not config.data.held_out:
             split_folder(config.data.shards, "test")
         if classes < 2:
-            raise UserError("data.shards", config.data.shards, "at least two classes", why="finetuning uses labels")
+            why = f"the stage {config.stage} uses labels"
+            raise UserError("data.shards", config.data.shards, "at least two classes", why)

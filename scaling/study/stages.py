@@ -6,12 +6,14 @@ import dataclasses
 from typing import Any
 
 from scaling.checks import check
-from scaling.config import RunConfig, TrainConfig
+from scaling.config import PROBE, RunConfig, TrainConfig
 from scaling.errors import UserError
 from scaling.study.table import CellConfig, Study
 
-SECTIONS = {"pretrain": "pretrain", "finetune": "finetune", "finetune_384": "finetune"}
+SECTIONS = {"pretrain": "pretrain", "probe": "probe", "finetune": "finetune", "finetune_384": "finetune"}
 """Sections of a cell, a parent before its child, and the stage that each is."""
+PROBED = ("ar", "mae", "scratch")
+"""Strategies whose encoder is probed before any finetuning; that of `scratch` is random."""
 PRETRAINED = ("ar", "mae")
 """Strategies that begin with a pretraining."""
 SHARED = {item.name for item in dataclasses.fields(RunConfig)} & {item.name for item in dataclasses.fields(CellConfig)}
@@ -24,12 +26,28 @@ def sections(cell: CellConfig) -> list[str]:
     return (["pretrain"] if cell.strategy in PRETRAINED else []) + ["finetune", *further]
 
 
+def probe_of(cell: CellConfig) -> TrainConfig | None:
+    """The probe of a cell's encoder before it sees a label; None where none is asked.
+
+    Images, batch and encoder are those of the pretraining.
+    """
+    if cell.strategy not in PROBED or not cell.probe:
+        return None
+    names = ("global_batch", "image_size", "scan_directions", "class_token", "eval_resize", "eval_batch")
+    return dataclasses.replace(PROBE, evaluate=cell.probe, **{name: getattr(cell.pretrain, name) for name in names})
+
+
+def tunes_pretraining(study: Study) -> bool:
+    """Whether the grid of `tune` touches what comes before finetuning; else that serves trials and final runs alike."""
+    return study.tune is not None and not all(name.startswith("finetune") for name in study.tune.grid)
+
+
 def stage_run(study: Study, cell: CellConfig, section: str, train: TrainConfig, parent: str | None) -> RunConfig:
     """The checked config of one stage; a refusal names the section, where `scaling.checks` knows the stage alone."""
     shared: dict[str, Any] = {name: getattr(cell, name) for name in SHARED}
     data = study.data
-    if section == "pretrain" and study.tune and not any(name.startswith("pretrain.") for name in study.tune.grid):
-        data = dataclasses.replace(data, held_out=0.0)  # one pretraining serves trials and final runs
+    if study.tune and SECTIONS[section] != "finetune" and not tunes_pretraining(study):
+        data = dataclasses.replace(data, held_out=0.0)
     config = RunConfig(
         study=study.name,
         purpose=study.purpose,

@@ -18,6 +18,7 @@ from scaling.config import (
     STRATEGIES,
     DataConfig,
     DeepSpeedConfig,
+    EvaluatorConfig,
     FaultsConfig,
     FSDPConfig,
     ModelConfig,
@@ -56,7 +57,8 @@ class CellConfig:
     """One cell of the sweep: what its stages share, and a section for each stage.
 
     `variant` is any name that rules refer to, and no field of a run. The stage `finetune_384` exists where its images
-    or epochs are given. `budget` of the whole cell is in the unit of the study's `match`.
+    or epochs are given, and a probe of the encoder before it sees a label where `probe` lists its evaluators. `budget`
+    of the whole cell is in the unit of the study's `match`.
     """
 
     variant: str = ""
@@ -75,6 +77,7 @@ class CellConfig:
     ar: ARConfig = field(default_factory=ARConfig)
     mae: MAEConfig = field(default_factory=MAEConfig)
     pretrain: TrainConfig = PRETRAIN
+    probe: list[EvaluatorConfig] = field(default_factory=list)
     finetune: TrainConfig = FINETUNE
     finetune_384: TrainConfig = FINETUNE_384
     faults: FaultsConfig = field(default_factory=FaultsConfig)

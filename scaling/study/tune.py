@@ -16,6 +16,7 @@ from scaling import files, rundir
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.study.chains import cell_runs, runs
+from scaling.study.stages import tunes_pretraining
 from scaling.study.table import Study
 
 WITHOUT_384 = {"finetune_384": {"images": None, "epochs": None}}
@@ -71,17 +72,24 @@ def write_tuning(study: Study, folder: Path, fingerprint: str, samples: int | No
 def tuned_runs(
     study: Study, folder: Path, fingerprint: str, samples: int | None, classes: int | None
 ) -> tuple[list[RunConfig], int]:
-    """(runs: every trial, then the final runs of arms whose values are chosen; number of arms still without them)."""
+    """(runs: every trial, then the final runs of arms whose values are chosen; number of arms still without them).
+
+    What comes before finetuning is final from the start, for all seeds, where the grid does not touch it.
+    """
     if study.tune is None:
         return runs(study, fingerprint, samples, classes), 0
     table, arms = trials(study, fingerprint, samples, classes)
     values = [arm.chosen(folder) if fingerprint else None for arm in arms]
-    settled = [(arm.point, chosen) for arm, chosen in zip(arms, values, strict=True) if chosen is not None]
-    chosen_rules = [{"when": point, "set": chosen} for point, chosen in settled]
-    final = dataclasses.replace(study, rules=[*study.rules, *chosen_rules])
-    for point, stages in cell_runs(final, fingerprint, samples, classes) if settled else ():
-        if any(point.items() >= of_arm.items() for of_arm, _ in settled):
-            table |= {run.run: run for run in stages if run.run not in table}
+    settled = [arm.point for arm, chosen in zip(arms, values, strict=True) if chosen is not None]
+    any_values = {name: tried[0] for name, tried in study.tune.grid.items()}
+    rules = [{"when": arm.point, "set": chosen or any_values} for arm, chosen in zip(arms, values, strict=True)]
+    final = dataclasses.replace(study, rules=[*study.rules, *rules])
+    for point, stages in cell_runs(final, fingerprint, samples, classes):
+        if any(point.items() >= of_arm.items() for of_arm in settled):
+            known = stages
+        else:
+            known = [] if tunes_pretraining(study) else [run for run in stages if run.stage != "finetune"]
+        table |= {run.run: run for run in known if run.run not in table}
     return list(table.values()), len(arms) - len(settled)
 
 
@@ -110,7 +118,8 @@ def trials(
         table |= {run.run: run for run in stages}
         point = {name: value for name, value in place.items() if name in study.axes and name != "seed"}
         arm = arms.setdefault(repr(point), Arm(point, []))
-        own = {name: place[name] for name in grid if len(stages) > 1 or not name.startswith("pretrain.")}
+        pretrained = any(run.stage == "pretrain" for run in stages)
+        own = {name: place[name] for name in grid if pretrained or not name.startswith("pretrain.")}
         if all(run != stages[-1].run for _, run in arm.trials):
             arm.trials.append((own, stages[-1].run))
     return table, list(arms.values())

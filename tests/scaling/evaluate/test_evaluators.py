@@ -148,12 +148,15 @@ def test_a_sharded_run_evaluates_during_training(evaluated: Path, tmp_path: Path
 def test_the_loaded_weights_are_what_is_probed(evaluated: Path, shards: Path) -> None:
     """Shuffled ones are noticed."""
     module = models.load(evaluated)
-    subject = subject_from(module, str(shards), eval_resize="none")
-    own = knn(subject, EvaluatorConfig("knn", k=5))
+
+    def accuracy() -> dict[str, Any]:
+        return knn(subject_from(module, str(shards), eval_resize="none"), EvaluatorConfig("knn", k=5))
+
+    own = accuracy()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
-    assert knn(subject, EvaluatorConfig("knn", k=5)) != own
+    assert accuracy() != own
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A launch on this machine, cancelled and retried from another shell."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -9,6 +10,7 @@ import pytest
 
 from scaling import rundir
 from scaling.checkpoint import committed, step_of
+from scaling.reading import load_run
 from scaling.study import local
 from scaling.study.plan import seen_state
 from tests.scaling import runs
@@ -51,6 +53,24 @@ def test_cancelled_from_another_shell_it_saves_and_stays_cancelled_until_retried
         again = armscale("study", "launch", study.name, cwd=tmp_path)
         assert "1 cancelled of 1 runs" in again.stdout, again.stdout + again.stderr
         assert len(list((folder / rundir.ATTEMPTS).iterdir())) == attempt
+
+
+def test_runs_share_the_gpus_in_turn(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four runs at a time on two GPUs, which have the names that this process was given; without GPUs none is set."""
+    folder = runs.write_run(runs.small_config(shards), tmp_path)
+    config = load_run(folder / rundir.CONFIG)
+    seen = []
+    for given, slot in [("3,GPU-5", 0), ("3,GPU-5", 1), ("3,GPU-5", 2), ("3,GPU-5", 3), ("", 1)]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert local.slots() == (2 if given else len(os.sched_getaffinity(0)))
+        worker = local.start(config, folder.parent, slot, jobs=4)
+        try:
+            variables = Path(f"/proc/{worker.process.pid}/environ").read_text().split("\0")
+        finally:
+            worker.process.kill()
+            worker.process.wait()
+        seen += [value.partition("=")[2] for value in variables if value.startswith("CUDA_VISIBLE_DEVICES=")]
+    assert seen == ["3", "GPU-5", "3", "GPU-5", ""]
 
 
 def test_a_run_whose_process_died_here_is_no_longer_running(tmp_path: Path) -> None:

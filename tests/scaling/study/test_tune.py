@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from scaling.errors import UserError
 from scaling.study.chains import runs
 from scaling.study.table import Study, load_study
 from scaling.study.tune import at_edge, trials, tuned_runs, write_tuning
+from tests.scaling.runs import environment
 from tests.scaling.test_quickstart import armscale, tiny_study
+from tests.slurm.polling import eventually
 
 STAGE = {"images": 640, "global_batch": 64, "image_size": 32, "lr": 1e-3}
 GRID = {"finetune.lr": [1e-3, 2e-3, 4e-3], "finetune.drop_path": [0.0, 0.1]}
@@ -64,17 +69,22 @@ def test_a_tuned_pretraining_does_without_the_held_out_images(tmp_path: Path) ->
     grid = {"pretrain.lr": [1e-3, 2e-3], "finetune.lr": [1e-3, 2e-3]}
     table, arms = trials(study_of(tmp_path, tune={"grid": grid}), "f", None, 10)
     assert {run.data.held_out for run in table.values()} == {0.05}
+    assert len(tuned_runs(study_of(tmp_path, tune={"grid": grid}), tmp_path, "f", None, 10)[0]) == len(table)
     counts = {arm.point["strategy"]: len(arm.trials) for arm in arms}
     assert counts == {"ar": 4, "supervised": 2, "scratch": 2}
     assert all("pretrain.lr" not in values for arm in arms[2:] for values, _ in arm.trials)
 
 
 def test_final_runs_take_what_was_chosen(tmp_path: Path) -> None:
-    """Arm by arm: as soon as all of its trials are completed, whatever the others do."""
+    """Arm by arm: as soon as all of its trials are completed, whatever the others do. Pretrainings wait for nothing."""
     study = study_of(tmp_path)
     table, arms = trials(study, "f", None, 10)
     found, waiting = tuned_runs(study, tmp_path, "f", None, 10)
-    assert ([run.run for run in found], waiting) == (list(table), 6)
+    early = [run for run in found if run.run not in table]
+    assert ([run.run for run in found[: len(table)]], waiting) == (list(table), 6)
+    assert [(run.strategy, run.size, run.stage, run.seed) for run in early] == [
+        ("ar", "pico", "pretrain", 4), ("ar", "nano", "pretrain", 4),
+    ]  # fmt: skip
 
     first = arms[0]
     for number, (_, run) in enumerate(first.trials):
@@ -86,7 +96,9 @@ def test_final_runs_take_what_was_chosen(tmp_path: Path) -> None:
     assert waiting == 5
     assert [(run.strategy, run.size, run.stage, run.seed) for run in final] == [
         ("ar", "pico", "finetune", 3), ("ar", "pico", "pretrain", 4), ("ar", "pico", "finetune", 4),
+        ("ar", "nano", "pretrain", 4),
     ]  # fmt: skip
+    assert {run.run for run in early} <= {run.run for run in final}
     finetunings = [run for run in final if run.stage == "finetune"]
     assert {(run.train.lr, run.train.drop_path, run.data.held_out) for run in finetunings} == {(2e-3, 0.1, 0.0)}
     assert finetunings[0].parent in table
@@ -145,7 +157,7 @@ def test_one_launch_runs_trials_and_then_the_chosen(tmp_path: Path, shards: Path
     tune = {"grid": {"finetune.lr": [1e-4, 2e-3]}, "held_out": 0.25}
     study = tiny_study(tmp_path, shards, axes=axes, rules=[], tune=tune)
     planned = armscale("study", "plan", study, cwd=tmp_path)
-    assert "5 runs and the final runs of 2 arms" in " ".join(planned.stdout.split())
+    assert "6 runs and the final runs of 2 arms" in " ".join(planned.stdout.split())
     launched = armscale("study", "launch", study, "--jobs", "2", cwd=tmp_path)
     assert launched.returncode == 0, launched.stdout + launched.stderr
     assert "10 completed of 10 runs" in launched.stdout
@@ -172,6 +184,31 @@ def test_one_launch_runs_trials_and_then_the_chosen(tmp_path: Path, shards: Path
     page = (folder / "report" / "index.html").read_text()
     assert "All 4 trials" in page
     assert "strategy scratch" in page
+
+
+@pytest.mark.slow
+def test_a_launch_that_is_stopped_starts_no_final_runs(tmp_path: Path, shards: Path) -> None:
+    """One arm is settled, the other's trial would take for ever: the stop ends the launch and not this round alone."""
+    axes = {"strategy": ["supervised", "scratch"], "encoder": ["mamba"], "size": ["pico"], "seed": [0]}
+    rules = [{"when": {"strategy": "scratch"}, "set": {"finetune.images": 16_000_000}}]
+    study = tiny_study(tmp_path, shards, axes=axes, rules=rules, tune={"grid": {"finetune.lr": [1e-3]}})
+    command = [sys.executable, "-m", "scaling.cli", "study", "launch", str(study), "--jobs", "2"]
+    launcher = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    folder = tmp_path / "runs" / "tiny"
+
+    def both_are_where_they_should_be() -> bool:
+        settled = any(folder.glob("supervised-*/summary.json"))
+        return settled and any(rundir.read_lines(file)[0] for file in folder.glob("scratch-*/metrics.jsonl"))
+
+    try:
+        eventually(both_are_where_they_should_be, "one arm is settled, the other trains", 300)
+        launcher.send_signal(signal.SIGTERM)
+        told, _ = launcher.communicate(timeout=120)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 1
+    assert "1 completed, 1 stopped of 2 runs" in told
+    assert told.count("start ") == 2
 
 
 def _configs(folder: Path) -> list[dict[str, Any]]:
