@@ -67,7 +67,8 @@ def _command(ranks: int, given: Path, output: Path) -> list[str]:
 
 
 def _environment(device: str, threads: int) -> dict[str, str]:
-    location = {"PYTHONPATH": str(HOME), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
+    paths = os.pathsep.join([str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])])
+    location = {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads)}
     return os.environ | location | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
 
 

@@ -16,7 +16,7 @@ from models.noise import Noise
 from models.scan.backends import MODULES, obstacle
 from models.scan.inputs import ScanInputs
 from scaling.checks import check
-from scaling.config import STAGE_DEFAULTS, FSDPConfig, ModelConfig, RunConfig
+from scaling.config import STAGE_DEFAULTS, DeepSpeedConfig, FSDPConfig, ModelConfig, RunConfig
 from scaling.engines import build_engine
 from scaling.environment import Rank
 from scaling.randomness import step_noise
@@ -39,6 +39,7 @@ class StepCase:
     accumulation: int = 1
     checkpointing: bool = False
     fsdp: FSDPConfig = dataclasses.field(default_factory=FSDPConfig)
+    deepspeed: DeepSpeedConfig = dataclasses.field(default_factory=DeepSpeedConfig)
 
     def config(self, ranks: int = 1, *, compile: bool = False) -> RunConfig:
         """The run's config with the stage's recipe; UserError for what cannot be trained."""
@@ -62,6 +63,7 @@ class StepCase:
             checkpointing=self.checkpointing,
             purpose="throughput",
             fsdp=self.fsdp,
+            deepspeed=self.deepspeed,
             train=dataclasses.replace(train, image_size=32) if small else train,
             model=ModelConfig(patch_size=4) if small else ModelConfig(),
             ar=ARConfig(cluster_side=2, decoder_depth=2, decoder_width=64) if small else ARConfig(),

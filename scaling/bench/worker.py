@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import sys
@@ -21,9 +22,10 @@ from scaling.bench.ranks import RankCase
 from scaling.bench.timing import summarize
 from scaling.bench.trainer import Trainer
 from scaling.config import TrainConfig
-from scaling.dtensor import whole
+from scaling.dtensor import local, whole
 from scaling.environment import Rank, device_name
 from scaling.errors import UserError
+from scaling.fragment import Fragment
 from scaling.saver import Saver
 
 
@@ -41,6 +43,7 @@ def main(given: Path, output: Path) -> None:
         if rank.rank == 0:
             with output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(report) + "\n")
+        gc.collect()  # engines hold themselves in circles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     rank.leave()
@@ -100,18 +103,24 @@ def _checkpoint(case: RankCase, train: TrainConfig, trainer: Trainer, rank: Rank
     state, attempt = trainer.engine.state(), Attempt(Path(case.folder), 1, writes=rank.rank == 0)
     if not case.save:
         for tensor in state.values():
-            tensor.zero_()
+            local(tensor).zero_()
     start = time.perf_counter()
     if case.save:
         Saver(attempt, train).commit(state, checkpoint.Counters(step=2))
     else:
         assert checkpoint.load_latest(attempt.folder, state) is not None
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "digest": {name: _digest(tensor) for name, tensor in state.items()}}
+    return {"seconds": seconds, "digest": {name: _digest(tensor, rank) for name, tensor in state.items()}}
 
 
-def _digest(tensor: Tensor) -> float:
-    return whole(tensor).double().abs().sum().item()
+def _digest(tensor: Tensor, rank: Rank) -> float:
+    """The sum of a tensor's absolute values; ranks have different runs of elements of a fragment."""
+    if not isinstance(tensor, Fragment):
+        return whole(tensor).double().abs().sum().item()
+    total = local(tensor).double().abs().sum()
+    if rank.ranks > 1:
+        dist.all_reduce(total)
+    return total.item()
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ def step(
     micro_batch: Annotated[int, typer.Option(help="images a forward")] = 8,
     accumulation: Annotated[int, typer.Option(help="forwards a step")] = 1,
     checkpointing: Annotated[bool, typer.Option(help="of activations")] = False,
+    zero_stage: Annotated[int, typer.Option(help="of --engine deepspeed: 1, 2 or 3")] = 2,
     backend: Annotated[str, typer.Option(help="of the scan, names with commas; the device's own if empty")] = "",
     mode: Annotated[str, typer.Option(help="eager, compiled, or both with a comma")] = "eager",
     baseline: Annotated[str, typer.Option(help="official-loop, or empty for none")] = "official-loop",
@@ -135,6 +136,7 @@ def step(
 
     from scaling.bench.step import step_bench
     from scaling.bench.trainer import StepCase
+    from scaling.config import DeepSpeedConfig
 
     torch.set_num_threads(threads)
     place = _device(device)
@@ -148,6 +150,7 @@ def step(
         micro_batch=micro_batch,
         accumulation=accumulation,
         checkpointing=checkpointing,
+        deepspeed=DeepSpeedConfig(zero_stage),
     )
     report = step_bench(case, place, _names(backend), _names(mode), _names(baseline), rounds)
     bench_tables.print_step(report)
@@ -168,6 +171,7 @@ def scaling(
     stage: str = "pretrain",
     precision: Annotated[str, typer.Option(help="fp32 or bf16; bf16 on cuda and fp32 on cpu if empty")] = "",
     micro_batch: int = 8,
+    zero_stage: Annotated[int, typer.Option(help="of deepspeed: 1, 2 or 3")] = 2,
     mode: Annotated[str, typer.Option(help="eager or compiled")] = "eager",
     passes: Annotated[int, typer.Option(min=1, help="over all world sizes")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="of the CPU, a rank")] = 1,
@@ -179,6 +183,7 @@ def scaling(
     """
     from scaling.bench.scaling import scaling_bench
     from scaling.bench.trainer import StepCase
+    from scaling.config import DeepSpeedConfig
 
     _device(device)
     if mode not in ("eager", "compiled"):
@@ -190,6 +195,7 @@ def scaling(
         stage=stage,
         precision=precision or ("bf16" if device == "cuda" else "fp32"),
         micro_batch=micro_batch,
+        deepspeed=DeepSpeedConfig(zero_stage),
     )
     compiled = mode == "compiled"
     report = scaling_bench(

@@ -174,14 +174,18 @@ class ZeroEngine(Engine):
 
 def _deepspeed(rank: Rank) -> Any:
     """The library, told what it reads from the environment alone; UserError where it is not installed."""
-    os.environ |= {"LOCAL_RANK": str(rank.local_rank), "LOCAL_WORLD_SIZE": str(max(1, rank.ranks // rank.nodes))}
+    os.environ |= {
+        "LOCAL_RANK": str(rank.local_rank),
+        "LOCAL_WORLD_SIZE": str(max(1, rank.ranks // rank.nodes)),
+        "DS_ACCELERATOR": rank.device.type,
+    }
     try:
         import deepspeed
     except ImportError as error:
         raise UserError("engine", "deepspeed", "engines that are installed", why=f"{error}; see README") from None
     if rank.device.type == "cpu":
         os.environ["LOCAL_SIZE"] = os.environ["LOCAL_WORLD_SIZE"]
-        # No compiled operation is used: gloo does the collectives. Else every rank would look for compilers and build
-        # DeepSpeed's own ones when it starts.
-        deepspeed.ops.__compatible_ops__ = defaultdict(bool)
+    # No compiled operation is used: torch does the collectives. Else every rank would look for compilers and build
+    # DeepSpeed's own ones when it starts.
+    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
     return deepspeed

@@ -96,9 +96,29 @@ def test_the_command_needs_little_of_the_machine(tmp_path: Path) -> None:
     assert all(row["passed"] for row in sections["correctness"]["rows"])
     assert [row["ranks"] for row in sections["weak"]["rows"]] == [1, 2, 2]
     assert all(row["efficiency"] > 0 for row in sections["weak"]["rows"])
-    saved, read, verdict = sections["checkpoints"]["rows"]
+    saved, read, zero, verdict = sections["checkpoints"]["rows"]
     assert (saved["ranks"], read["ranks"], verdict["passed"]) == (2, 1, True)
+    assert "deepspeed" in zero["error"]
     assert verdict["tensors"] > 100
+
+
+@pytest.mark.slow
+def test_every_way_to_spread_a_model(tmp_path: Path) -> None:
+    """A checkpoint of FSDP2 is read back under ZeRO-3 too."""
+    report = gpu_bench(
+        Machine(CPU, 2, 240.0), ("sharding", "checkpoints"), tmp_path / "gpu.json", lambda section, row: None
+    )
+    rows = report["sections"]["sharding"]["rows"]
+    assert not [row["error"] for row in rows if "error" in row]
+    found = [(row["ranks"], row["step"]["engine"], row["step"]["deepspeed"]["stage"]) for row in rows]
+    assert found == [
+        (1, "single", 2), (2, "ddp", 2), (2, "fsdp", 2), (2, "deepspeed", 1), (2, "deepspeed", 2), (2, "deepspeed", 3),
+        (2, "fsdp", 2),
+    ]  # fmt: skip
+    assert [row["exposed_communication_share"] is None for row in rows] == [False] * 7
+    *passes, verdict = report["sections"]["checkpoints"]["rows"]
+    assert [(row["step"]["engine"], row["ranks"]) for row in passes] == [("fsdp", 2), ("fsdp", 1), ("deepspeed", 2)]
+    assert verdict["passed"]
 
 
 @pytest.mark.slow
@@ -134,6 +154,7 @@ def test_world_sizes() -> None:
         ("gpu --device cpu --only nope", "--only"),
         ("scaling --kind nope", "--kind"),
         ("scaling --engine single", "--engine"),
+        ("scaling --engine deepspeed --zero-stage 4", "deepspeed.stage"),
         ("scaling --ranks 3 --micro-batch 8", "--micro-batch"),
     ],
 )
