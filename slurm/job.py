@@ -35,6 +35,8 @@ EARLY_SECONDS: Final = 80.0
 PROBE_SECONDS: Final = 60.0
 NOTICE_SECONDS: Final = 900.0
 CONTROLLER_TRIES: Final = 10
+STEPS_A_START: Final = 2
+"""The run's own, and the probe of the nodes after it."""
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -48,6 +50,8 @@ class Supervisor:
         self.newest = _newest_checkpoint(run)
         own, nodes = job_id(), expand_hosts(os.environ["SLURM_JOB_NODELIST"])
         assert own is not None
+        earlier = [start for start in history.read_starts(run) if start.job == own]
+        self.interrupted = sum(start.outcome != "requeued" for start in earlier)
         self.start = history.begin(run, own, int(os.environ.get("SLURM_RESTART_COUNT", "0")), nodes)
 
     def listen(self) -> None:
@@ -57,6 +61,15 @@ class Supervisor:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True
+
+    def number_steps(self) -> None:
+        """Spends the step numbers of starts that Slurm ended, as a requeued job counts its steps from 0 again.
+
+        What is left of such a start may only be frozen with its node. Once awake its srun learns of the node's failure
+        and has its step ended by the number, which must not be the number of ours.
+        """
+        for _ in range(STEPS_A_START * self.interrupted):
+            _answers("--nodes=1", "--ntasks=1")
 
     def carry_out(self, command: list[str]) -> None:
         """Runs the step to its end. A stop request is repeated, as ranks that still import would not hear it once."""
@@ -122,6 +135,7 @@ def main(arguments: list[str]) -> int:
     if not completed(run):
         supervisor = Supervisor(run)
         supervisor.listen()
+        supervisor.number_steps()
         supervisor.carry_out(command)
         outcome = decide(run, supervisor, batch)
         if history.is_newest(run, supervisor.start):
@@ -156,17 +170,22 @@ def lost_a_node(start: Start) -> bool:
     nodes = os.environ["SLURM_JOB_NUM_NODES"]
     if nodes == "1":
         return False
-    probe = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "true"]
-    try:
-        answers = subprocess.run(probe, check=False, capture_output=True, timeout=PROBE_SECONDS).returncode == 0
-    except subprocess.TimeoutExpired:
-        answers = False
+    answers = _answers(f"--nodes={nodes}", f"--ntasks={nodes}")
     if not answers:
         print("a node does not answer; waiting for Slurm to notice", flush=True)
         deadline = time.monotonic() + NOTICE_SECONDS
         while time.monotonic() < deadline and _own_state(start) == "RUNNING":
             time.sleep(ASK_AGAIN_SECONDS)
     return not answers
+
+
+def _answers(*where: str) -> bool:
+    """Whether a step that does nothing runs there."""
+    step = ["srun", "--overlap", *where, "--ntasks-per-node=1", "true"]
+    try:
+        return subprocess.run(step, check=False, capture_output=True, timeout=PROBE_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def come_again(run: Path, supervisor: Supervisor, *, cancelled: bool) -> str:

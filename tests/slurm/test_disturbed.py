@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from scaling import rundir
 from scaling.checkpoint import committed, step_of
 from slurm.cluster.layout import NODES, Host, Layout
 from slurm.cluster.lifecycle import fail_node, is_up, start_node
-from slurm.history import read_starts
+from slurm.cluster.processes import members
+from slurm.history import CUT_OFF, read_starts
 from slurm.queue import read_jobs
 from tests.scaling.test_quickstart import armscale
 from tests.slurm import studies
@@ -131,6 +133,60 @@ def test_a_run_out_of_time_saves_and_goes_on(cluster: Layout, tmp_path: Path, sh
     assert [row["step"] for row in rows] == list(range(1, studies.LONG_STEPS + 1)), studies.story(study)
     assert read_starts(folder)[0].outcome == "requeued"
     assert_undisturbed(study, alone)
+
+
+def state_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but its logs."""
+    files = (path for path in folder.rglob("*") if path.is_file() and rundir.LOGS not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to cut a node off")
+def test_an_old_attempt_that_wakes_up_changes_nothing(
+    cluster: Layout, tmp_path: Path, shards: Path, alone: Path
+) -> None:
+    """Its node freezes and is lost to Slurm, the run goes on elsewhere, and then the old processes wake up."""
+    study = studies.write_long_run(tmp_path, shards, nodes=1, checkpoint_every=20)
+    studies.launch(study)
+    (folder,) = studies.run_folders(study)
+    job = studies.last_job(study)
+    eventually(lambda: trains(folder, 1), "it trains", 180)
+    (node,) = (node for node in NODES if node.name == read_jobs([job])[job].nodes[0])
+    daemons = [pid for pid in members(node) if "slurm" in Path(f"/proc/{pid}/comm").read_text()]
+    frozen = [pid for pid in members(node) if pid not in daemons]
+    assert rank_of(folder, 1) in frozen
+    try:
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in daemons:
+            if Path(f"/proc/{pid}").exists():
+                os.kill(pid, signal.SIGKILL)
+        steps = len(rundir.read_lines(folder / rundir.METRICS)[0])
+        eventually(lambda: trains(folder, 2), "it goes on elsewhere", 300)
+        successor = rank_of(folder, 2)
+        os.kill(successor, signal.SIGSTOP)
+        before = state_of(folder)
+        for pid in frozen:
+            with suppress(ProcessLookupError):  # one that woke before it has ended it
+                os.kill(pid, signal.SIGCONT)
+        eventually(lambda: not {*frozen} & {*members(node)}, "the old processes end", 120)
+        assert state_of(folder) == before
+        assert read_jobs([job])[job].state == "RUNNING"
+        os.kill(successor, signal.SIGCONT)
+        studies.wait_until_completed(study)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{studies.story(study)}") from error
+    finally:
+        fail_node(node)
+        start_node(cluster, node)
+        eventually(lambda: is_up(cluster), "the node is back")
+    assert_undisturbed(study, alone)
+    second = [row["step"] for row in rundir.read_lines(folder / rundir.METRICS)[0] if row["attempt"] == 2]
+    assert steps - 20 <= second[0] - 1 <= steps
+    # The job writes its own end down a moment after the summary.
+    eventually(lambda: [start.outcome for start in read_starts(folder)] == [CUT_OFF, "completed"], "its record")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 from scaling import rundir
 from scaling.attempt import Attempt, write_status
+from slurm import history
 from slurm.job import Supervisor, meeting_point
 
 
@@ -64,6 +65,16 @@ def test_a_failure_is_the_runs_own_only_unasked(supervisor: Supervisor) -> None:
 def test_a_run_that_died_without_a_word_has_failed(supervisor: Supervisor) -> None:
     supervisor.record_death()
     assert state(supervisor.run) == "failed"
+
+
+def test_what_slurm_ended_may_still_live_and_keeps_its_step_numbers(supervisor: Supervisor) -> None:
+    """Of the starts before: a job's own that left by itself, one that Slurm ended, one cut off, another job's."""
+    run = supervisor.run
+    history.end(run, supervisor.start, "requeued", "")
+    history.end(run, history.begin(run, "7_3", 1, ["n1"]), "left to Slurm", "")
+    history.begin(run, "7_3", 2, ["n1"])
+    history.begin(run, "6_3", 0, ["n1"])
+    assert Supervisor(run).interrupted == 2
 
 
 @pytest.mark.parametrize(("left", "saved", "stuck"), [(100, False, True), (100, True, False), (3600, False, False)])
