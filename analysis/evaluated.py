@@ -52,7 +52,7 @@ def other_evaluations(tables: Tables) -> str:
     )
     return f"""<p>A frozen encoder's features, judged without training it: by the labels of the nearest training images
 (knn) and by a linear classifier on top (linear_probe). Other test sets (imagenet-...) ask the same classifier again.
-None of these enters a curve above.</p>{page.table(found, TABLE)}"""
+None of these numbers enters a curve above.</p>{page.table(found, TABLE)}"""
 
 
 def reconstructions(tables: Tables) -> str:
