@@ -18,7 +18,7 @@ from scaling.errors import UserError
 from scaling.study.folders import require_writable, write_configs, write_folders
 from scaling.study.plan import Plan
 from slurm.batches import EMITTED, JOB, only_launch, write_batch
-from slurm.launcher import Array, array_size, prepare, recover, text
+from slurm.launcher import OF_A_JOB, OF_THE_MASTER, Array, array_size, prepare, recover, text
 from slurm.site import Site
 from slurm.states import read_standings
 
@@ -62,6 +62,10 @@ def submit_all(arrays: list[Array], scripts: list[Path]) -> str:
         "# Submits the arrays of this folder. A child waits for the task of its parent's array with its own number.",
         "set -euo pipefail",
         'cd "$(dirname "$0")"',
+        "# Run inside a job, sbatch would hand its variables on.",
+        f"for name in {' '.join([*OF_THE_MASTER, *(f'${{!{prefix}@}}' for prefix in OF_A_JOB)])}; do",
+        '    [ "$name" = SLURM_CONF ] || unset "$name"',
+        "done",
     ]
     for array, script in zip(arrays, scripts, strict=True):
         waits = ""

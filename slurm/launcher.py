@@ -15,7 +15,7 @@ from scaling.errors import UserError
 from scaling.study.folders import require_writable, write_configs, write_folders
 from scaling.study.plan import Plan, Row
 from slurm.batches import JOB, SCRIPT, Batch, drop, newest, next_batches, only_launch, read_batches, write_batch
-from slurm.queue import CLIENT_SECONDS, ControllerError, read_settings
+from slurm.queue import CLIENT_SECONDS, ControllerError, call, read_settings
 from slurm.script import Shape, script, shape_of
 from slurm.site import Site
 from slurm.states import Standing, read_standings
@@ -26,6 +26,8 @@ SINCE: Final = ("--starttime=now-30days",)
 LEFT_ALONE: Final = ("completed", "queued", "running", "cancelled")
 """States that a launch leaves alone; `retry` takes up cancelled runs too."""
 
+OF_A_JOB: Final = ("SLURM_", "SLURMD_", "SRUN_")
+"""Variables that sbatch would hand on from a job to those that are submitted inside it."""
 OF_THE_MASTER: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TEMPORARY: Final = (
     "Socket timed out", "Unable to contact slurm controller", "temporarily unable", "Resource temporarily unavailable",
@@ -153,7 +155,7 @@ def submit(batch: Batch) -> str:
     kept = {
         key: value
         for key, value in os.environ.items()
-        if key not in OF_THE_MASTER and (key == "SLURM_CONF" or not key.startswith("SLURM_"))
+        if key not in OF_THE_MASTER and (key == "SLURM_CONF" or not key.startswith(OF_A_JOB))
     }
     for attempt in range(TRIES):
         command = ["sbatch", "--parsable", str(batch.folder / SCRIPT)]
@@ -180,20 +182,15 @@ def submit(batch: Batch) -> str:
 
 def find(name: str) -> str | None:
     """The id of the array called `name` that Slurm has or had, None where there is none."""
-    listing = _ask("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F")
-    if not listing:
+    queued = call("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F")
+    if queued.returncode != 0:
+        raise ControllerError(queued.stderr.strip())
+    listing = queued.stdout
+    if not listing.strip():
         # Accounting is not everywhere; without it a job that has ended is known by its run folders alone.
-        listing = _ask(
-            "sacct", "--noheader", "--parsable2", "--allocations", f"--name={name}", *SINCE, "--format=JobID"
-        )
-    return listing.split()[0].split("_")[0] if listing and listing.strip() else None
-
-
-def _ask(*command: str) -> str | None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=CLIENT_SECONDS)
-    if result.returncode != 0 and command[0] == "squeue":
-        raise ControllerError(result.stderr.strip())
-    return result.stdout.strip() if result.returncode == 0 else None
+        kept = call("sacct", "--noheader", "--parsable2", "--allocations", f"--name={name}", *SINCE, "--format=JobID")
+        listing = kept.stdout if kept.returncode == 0 else ""
+    return listing.split()[0].split("_")[0] if listing.strip() else None
 
 
 def _note_job(batch: Batch, job: str) -> None:

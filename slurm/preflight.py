@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from scaling.errors import UserError
-from slurm.queue import CLIENT_SECONDS, ControllerError, read_attempts, read_jobs, read_settings
+from slurm.queue import CLIENT_SECONDS, ControllerError, call, read_attempts, read_jobs, read_settings
 from slurm.site import Site, minutes
 
 GOOD, NOTE, BAD = "good", "note", "bad"
@@ -102,13 +102,16 @@ def judge_settings(settings: dict[str, str]) -> list[Finding]:
 def _judge_partition(site: Site) -> list[Finding]:
     """Whether the site's partition is there and takes jobs as long as the site says."""
     where = ["--partition", site.partition] if site.partition else []
-    listing = _ask("sinfo", "--noheader", *where, "--format=%R|%a|%l|%D|%G").splitlines()
-    rows = [line.split("|") for line in listing]
+    listing = call("sinfo", "--noheader", *where, "--format=%R|%a|%l|%D|%G")
+    if listing.returncode != 0:
+        raise ControllerError(listing.stderr.strip())
+    rows = [line.split("|") for line in listing.stdout.splitlines()]
     if not rows:
         return [Finding(BAD, "partition", f"{site.partition or 'the default one'} is not there")]
     found = []
     for name, state, limit, count, devices in rows:
-        found.append(Finding(GOOD if state == "up" else BAD, f"partition {name}", f"{state}, {count} nodes, {devices}"))
+        told = f"{state}, {count} nodes, {devices}, jobs of at most {limit}"
+        found.append(Finding(GOOD if state == "up" else BAD, f"partition {name}", told))
         if site.time and limit != "infinite" and minutes(limit, "limit") < minutes(site.time, "time"):
             found.append(Finding(BAD, f"partition {name}", f"ends jobs after {limit}, the site file says {site.time}"))
     return found
@@ -194,10 +197,3 @@ def _alive(job: str) -> bool:
     except ControllerError:
         return True
     return found is None or found.alive
-
-
-def _ask(*command: str) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=CLIENT_SECONDS)
-    if result.returncode != 0:
-        raise ControllerError(result.stderr.strip())
-    return result.stdout

@@ -96,7 +96,7 @@ def read_attempts(ids: Iterable[str]) -> list[Attempt] | None:
     """All attempts at the jobs in `ids`, oldest first; None where there is no accounting or it does not answer."""
     command = ["--noheader", "--parsable2", "--allocations", "--duplicates", f"--format={','.join(SACCT_FIELDS)}"]
     try:
-        result = _call("sacct", *command, f"--jobs={','.join(_arrays(ids))}")
+        result = call("sacct", *command, f"--jobs={','.join(_arrays(ids))}")
     except ControllerError:
         return None
     return parse_sacct(result.stdout) if result.returncode == 0 else None
@@ -104,10 +104,26 @@ def read_attempts(ids: Iterable[str]) -> list[Attempt] | None:
 
 def read_settings() -> dict[str, str]:
     """The controller's configuration, such as MaxArraySize and AccountingStorageType."""
-    result = _call("scontrol", "show", "config")
+    result = call("scontrol", "show", "config")
     if result.returncode != 0:
         raise ControllerError(result.stderr.strip())
     return parse_settings(result.stdout)
+
+
+def call(program: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """What one of Slurm's clients says; its exit status is the caller's to judge. Raises as `read_jobs` does."""
+    # The user's own defaults would change the output (SQUEUE_USERS, SACCT_FORMAT...); lists of tasks are printed whole
+    # and times as seconds since the epoch.
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_"))}
+    environment = {**kept, "LC_ALL": "C", "SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "%s"}
+    try:
+        return subprocess.run(
+            [program, *options], capture_output=True, text=True, check=False, env=environment, timeout=CLIENT_SECONDS
+        )
+    except FileNotFoundError:
+        raise UserError("--cluster", "slurm", "local, or a machine with Slurm", f"{program} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise ControllerError(f"{program}: no answer within {CLIENT_SECONDS} s") from None
 
 
 def parse_squeue(text: str) -> list[Job]:
@@ -192,28 +208,13 @@ def _squeue(jobs: Sequence[str]) -> str:
     if not jobs:
         return ""
     layout = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
-    result = _call("squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}", f"--Format={layout}")
+    result = call("squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}", f"--Format={layout}")
     if result.returncode == 0:
         return result.stdout
     # With one id alone squeue fails where the job is forgotten; with several it leaves the forgotten out.
     if "Invalid job id" in result.stderr:
         return ""
     raise ControllerError(result.stderr.strip())
-
-
-def _call(program: str, *options: str) -> subprocess.CompletedProcess[str]:
-    # The user's own defaults would change the output (SQUEUE_USERS, SACCT_FORMAT...); lists of tasks are printed whole
-    # and times as seconds since the epoch.
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_"))}
-    environment = {**kept, "LC_ALL": "C", "SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "%s"}
-    try:
-        return subprocess.run(
-            [program, *options], capture_output=True, text=True, check=False, env=environment, timeout=CLIENT_SECONDS
-        )
-    except FileNotFoundError:
-        raise UserError("--cluster", "slurm", "local, or a machine with Slurm", f"{program} is not installed") from None
-    except subprocess.TimeoutExpired:
-        raise ControllerError(f"{program}: no answer within {CLIENT_SECONDS} s") from None
 
 
 def _rows(text: str, fields: int) -> Iterator[list[str]]:

@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,44 @@ def test_requeued_from_outside_and_preempted(cluster: Layout, tmp_path: Path, sh
     assert_undisturbed(study, alone)
     assert read_jobs([job])[job].restarts == 2
     assert "0 of 1 runs submitted" in studies.launch(study)
+
+
+@pytest.fixture
+def silent_preemption(cluster: Layout) -> Iterator[None]:
+    """The cluster preempts as Slurm does by default: without the signal that a job asked for."""
+    text = cluster.slurm_conf.read_text()
+    setting = "SlurmctldParameters=preempt_send_user_signal\n"
+    assert setting in text
+    try:
+        cluster.slurm_conf.write_text(text.replace(setting, ""))
+        run("scontrol", "reconfigure")
+        yield
+    finally:
+        cluster.slurm_conf.write_text(text)
+        run("scontrol", "reconfigure")
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to configure the cluster")
+def test_preempted_without_a_signal_of_its_own(
+    cluster: Layout, tmp_path: Path, shards: Path, alone: Path, silent_preemption: None
+) -> None:
+    """SIGTERM reaches the tasks, at the start of a grace time and then without one: they save, and nothing is lost."""
+    study = studies.write_long_run(tmp_path, shards, nodes=2)
+    studies.launch(study)
+    (folder,) = studies.run_folders(study)
+    job = studies.last_job(study)
+    for attempt, grace in ((1, 15), (2, 0)):
+        run("scontrol", "update", "partition=low", f"gracetime={grace}")
+        eventually(partial(trains, folder, attempt), f"attempt {attempt} trains", 180)
+        run("srun", "--partition=high", "--nodes=4", "--exclusive", "true", seconds=120)
+    studies.wait_until_completed(study)
+    rows = rundir.read_lines(folder / rundir.METRICS)[0]
+    assert sorted({row["attempt"] for row in rows}) == [1, 2, 3], studies.story(study)
+    assert [row["step"] for row in rows] == list(range(1, studies.LONG_STEPS + 1))
+    assert_undisturbed(study, alone)
+    assert read_jobs([job])[job].restarts == 2
 
 
 @pytest.mark.slurm

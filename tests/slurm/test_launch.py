@@ -1,6 +1,7 @@
 """A study from launch to completed on the real cluster, and everything on the way that must not happen twice."""
 
 import concurrent.futures
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import torch
 from scaling import rundir
 from slurm.batches import read_batches
 from slurm.cluster.layout import Layout
-from tests.scaling.test_quickstart import armscale
+from slurm.history import read_starts
+from tests.scaling.test_quickstart import HOME, armscale
 from tests.slurm import studies
 from tests.slurm.polling import run
 
@@ -83,3 +85,26 @@ def test_a_study_of_twelve_runs_goes_from_launch_to_completed(
     assert read_batches(tmp_path / "runs" / "tiny") == batches
     told = armscale("study", "status", study.name, "--watch", cwd=tmp_path)
     assert "12 completed" in told.stdout, told.stdout
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_what_is_submitted_inside_a_job_takes_nothing_of_it(cluster: Layout, tmp_path: Path, shards: Path) -> None:
+    """Neither its size nor that it was started again; by a launch and by emitted files."""
+    study, emitted = (
+        studies.write_long_run(tmp_path / name, shards, nodes=1, steps=2) for name in ("launched", "emitted")
+    )
+    outer = tmp_path / "outer.sh"
+    command = f"{sys.executable} -m scaling.cli study launch tiny.yaml --cluster slurm --site site.yaml"
+    outer.write_text(f"""#!/bin/bash
+#SBATCH --partition=high --nodes=3 --ntasks-per-node=2 --cpus-per-task=2 --gpus-per-node=4 --output={tmp_path}/outer.log
+export PYTHONSAFEPATH=1 PYTHONPATH={HOME} SLURM_RESTART_COUNT=3 RANK=1 WORLD_SIZE=6
+cd {study.parent} && {command} && cd {emitted.parent} && {command} --emit files && files/submit.sh
+""")
+    run("sbatch", "--wait", str(outer), seconds=120)
+    for one in (study, emitted):
+        studies.wait_until_completed(one, 120)
+        (folder,) = studies.run_folders(one)
+        (start,) = read_starts(folder)
+        assert (len(start.nodes), start.restart) == (1, 0)
+        assert (rundir.read_json(folder / rundir.ENVIRONMENT) or {})["ranks"] == 1

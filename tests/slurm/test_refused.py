@@ -106,6 +106,27 @@ def test_no_slurm_exits_2_and_submits_nothing(tmp_path: Path, shards: Path, monk
     assert read_batches(tmp_path / "runs" / "tiny") == []
 
 
+@pytest.mark.slurm
+def test_no_sacct_exits_2_where_nothing_else_knows(
+    cluster: Layout, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a batch whose launch was cut off, and that the queue does not list, only accounting knows if it was there."""
+    study = studies.write_study(tmp_path, shards)
+    batch = Batch(next(next_batches(tmp_path / "runs" / "tiny")), {0: "a"})
+    write_batch(batch, "#!/bin/bash\n")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("sbatch", "squeue", "scontrol"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    with monkeypatch.context() as without:
+        without.setenv("PATH", str(programs))
+        ended = armscale("study", "launch", study.name, "--cluster", "slurm", "--site", "site.yaml", cwd=tmp_path)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert "sacct is not installed" in ended.stderr and "Traceback" not in ended.stderr
+    assert read_batches(tmp_path / "runs" / "tiny") == [batch]
+    assert jobs_of(tmp_path) == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 def test_a_root_that_cannot_be_written_exits_2(tmp_path: Path, shards: Path) -> None:
     study = studies.write_study(tmp_path, shards)
