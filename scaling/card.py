@@ -42,6 +42,8 @@ def write_card(folder: Path, path: Path | None = None) -> None:
 
 def _what(config: Facts, summary: Facts) -> str:
     parent = f"Its encoder starts from the run `{config['parent']}`." if config["parent"] else ""
+    if config["stage"] == "probe" and not parent:
+        parent = "Its weights are random: the control of other probes."
     trained = {
         "ar": "autoregressive pretraining (ARM, arXiv 2406.07537)",
         "mae": "masked autoencoding (MAE, arXiv 2111.06377)",
@@ -84,6 +86,8 @@ def _numbers(evaluations: list[dict[str, Any]], summary: Facts) -> str:
 
 
 def _recipe(config: Facts) -> str:
+    if config["stage"] == "probe":
+        return "Nothing was trained: the evaluators read the features of centre crops."
     train = config["train"]
     fields = {name: train[name] for name in RECIPE if train.get(name) not in (None, "", 0, 0.0)}
     lines = [f"- {name}: {value}" for name, value in fields.items()]
@@ -107,7 +111,7 @@ def _rounded(values: str) -> str:
 
 def _use(config: Facts, header: Facts) -> str:
     size = config["train"]["image_size"]
-    logits = "    logits = model(images)              # (batch, classes)\n" if config["stage"] != "pretrain" else ""
+    logits = "    logits = model(images)              # (batch, classes)\n" if config["stage"] == "finetune" else ""
     return (
         "    import models\n\n"
         f'    model = models.load("{WEIGHTS}")\n'

@@ -105,7 +105,7 @@ def _totals(run: Run, own: dict[str, Any]) -> dict[str, Any]:
     parent, branched_at = run.config.parent, run.config.train.branched_at
     before = rundir.read_json(run.attempt.folder.parent / parent / rundir.SUMMARY) if parent else None
     before = before or {}
-    after_branch = 1 - branched_at / before["images_seen"] if branched_at and before else 0.0
+    after_branch = 1 - branched_at / before["images_seen"] if branched_at and before else 0
     return {
         f"total_{name}": own[name] + (before.get(f"total_{name}") or 0) - after_branch * (before.get(name) or 0)
         for name in ("images_seen", "train_flops", "gpu_seconds")

@@ -15,6 +15,7 @@ import models
 from models.build import build_objective
 from models.weights import WEIGHTS, write_module
 from scaling import rundir
+from scaling.card import CARD
 from scaling.config import EvaluatorConfig
 from scaling.evaluate.knn import knn
 from scaling.evaluate.probe import linear_probe
@@ -71,6 +72,8 @@ def test_its_summary(parent: Path, shards: Path) -> None:
     assert (after["protocol"], after["top1"]) == ("linear_probe", rows_of(probe)[0]["top1"])
     assert (after["images_seen"], after["train_flops"], after["final_loss"]) == (0, 0, None)
     assert after["total_images_seen"] == before["images_seen"]
+    assert isinstance(after["total_images_seen"], int)
+    assert "Nothing was trained" in (probe / CARD).read_text()
     assert not (probe / rundir.METRICS).exists()
 
 
@@ -94,6 +97,7 @@ def test_without_a_parent_the_encoder_is_random(shards: Path, tmp_path: Path) ->
     assert all(torch.equal(tensor, found[name]) for name, tensor in drawn.state_dict().items())
     assert [row["protocol"] for row in rows_of(probe)] == ["linear_probe", "knn"]
     assert summary_of(probe)["top1"] == rows_of(probe)[0]["top1"]
+    assert "Its weights are random" in (probe / CARD).read_text()
 
 
 def test_features_are_extracted_once(parent: Path, shards: Path) -> None:
