@@ -124,6 +124,7 @@ def step(
     backend: Annotated[str, typer.Option(help="of the scan, names with commas; the device's own if empty")] = "",
     mode: Annotated[str, typer.Option(help="eager, compiled, or both with a comma")] = "eager",
     baseline: Annotated[str, typer.Option(help="official-loop, or empty for none")] = "official-loop",
+    loop: Annotated[int, typer.Option(min=0, help="steps of the whole training loop, for its own overhead")] = 0,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     threads: Annotated[int, typer.Option(min=1, help="of the CPU")] = 1,
     output: Annotated[Path | None, typer.Option(help="FILE.json")] = None,
@@ -134,6 +135,7 @@ def step(
     """
     import torch
 
+    from scaling.bench.loop import loop_bench
     from scaling.bench.step import step_bench
     from scaling.bench.trainer import StepCase
     from scaling.config import DeepSpeedConfig
@@ -154,6 +156,9 @@ def step(
     )
     report = step_bench(case, place, _names(backend), _names(mode), _names(baseline), rounds)
     bench_tables.print_step(report)
+    if loop:
+        report["loop"] = loop_bench(case, place, (_names(backend) or ["auto"])[0], loop)
+        bench_tables.print_loop(report["loop"])
     _save(report, output)
 
 

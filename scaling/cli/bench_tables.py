@@ -77,6 +77,21 @@ def print_step(report: dict[str, Any]) -> None:
     Console(width=max(130, Console().width)).print(table)
 
 
+def print_loop(report: dict[str, Any]) -> None:
+    """The loop's step, the bare ones, and what the loop adds."""
+    table = Table(title=f"the training loop, logged every step, over {report['steps']} steps")
+    table.add_column("")
+    for heading in ("ms a step", "quartiles", "the loop takes more"):
+        table.add_column(heading, justify="right")
+    shares = {"bare": "overhead_share", "bare_without_norm": "overhead_share_without_norm"}
+    for name in ("loop", *shares):
+        row = report[name]
+        share = f"{report[shares[name]]['median']:.1%}" if name in shares else ""
+        quartiles = f"{row['low'] * 1e3:,.1f} .. {row['high'] * 1e3:,.1f}"
+        table.add_row(name.replace("_", " "), f"{row['median'] * 1e3:,.1f}", quartiles, share)
+    Console().print(table)
+
+
 def print_loader(report: dict[str, Any]) -> None:
     """By stage of the loader, then the ratios."""
     case = report["case"]

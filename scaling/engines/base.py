@@ -116,12 +116,15 @@ class Engine(ABC):
         return norm
 
     def clip(self, limit: float) -> Tensor:
-        """Scales the step's gradients down to a global norm of `limit` (0: as they are); returns the norm they had."""
+        """Has the update scale gradients down to a global norm of `limit` (0: as they are); returns the norm they have.
+
+        The scale is that of torch.nn.utils.clip_grad_norm_; the fused update divides by it as it reads the gradients.
+        """
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(gradients))
         if limit:
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            self.optimizer.grad_scale = ((norm + 1e-6) / limit).clamp(min=1.0)  # type: ignore[attr-defined]
         return norm
 
     def update(self) -> None:

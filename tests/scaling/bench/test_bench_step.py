@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from scaling.bench.trainer import StepCase, Trainer, scan_calls
 from scaling.cli.bench import app
 from scaling.environment import Rank
 from scaling.errors import UserError
+from scaling.steplog import StepLog
+from scaling.steps import Step
 
 CPU = torch.device("cpu")
 
@@ -36,6 +39,24 @@ def test_command_reports_every_contender(tmp_path: Path) -> None:
     config = StepCase(size="pico").config()
     assert report["flops_per_image"] == train_flops_per_image(config.encoder_config(), config.objective_config(10))[0]
     assert report["tokens_per_image"] == 60
+
+
+def test_what_the_loop_does_is_in_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what its stream does, which takes the bare steps, is not."""
+    add = StepLog.add
+
+    def slow(log: StepLog, step: Step) -> None:
+        time.sleep(1.0)
+        add(log, step)
+
+    monkeypatch.setattr(StepLog, "add", slow)
+    output = tmp_path / "step.json"
+    arguments = "step --size pico --micro-batch 1 --rounds 1 --backend torch --baseline= --loop 2 --output"
+    result = CliRunner().invoke(app, [*arguments.split(), str(output)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(output.read_text())["loop"]
+    assert (report["steps"], report["loop"]["rounds"], report["bare"]["rounds"]) == (2, 2, 2)
+    assert report["loop"]["median"] > 1.0 > report["bare"]["median"]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
