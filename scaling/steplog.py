@@ -65,7 +65,7 @@ class StepLog:
             "images_per_second": rate,
             "tokens_per_second": rate * run.cost.tokens_per_image,
             "model_flops_per_image": run.cost.flops_per_image,
-            "mfu": self._utilisation(rate / rank.ranks),
+            "mfu": self.utilisation(rate / rank.ranks),
             "memory_bytes": peak_memory(run.engine.device),
             "devices": rank.ranks,
             "nodes": rank.nodes,
@@ -77,7 +77,7 @@ class StepLog:
             self.line.show(row)
         self.steps = []
 
-    def _utilisation(self, rate: float) -> float | None:
+    def utilisation(self, rate: float) -> float | None:
         """MFU at `rate` images per second and device; one above 100 % is refused: said once and left blank."""
         config, device = self.run.config, device_name(self.run.engine.device)
         try:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from scaling import files, rundir
 from scaling.config import PROTOCOLS
-from scaling.cost import utilisation
 from scaling.environment import device_name
 from scaling.metrics import finite
 from scaling.steplog import peak_memory
@@ -93,11 +92,7 @@ def _rates(run: Run) -> dict[str, Any]:
     if not steady:
         return {"images_per_second_per_device": None, "mfu": None}
     rate = statistics.median(steady) / run.engine.rank.ranks
-    device = device_name(run.engine.device)
-    return {
-        "images_per_second_per_device": rate,
-        "mfu": utilisation(run.cost.flops_per_image, rate, device, run.config.precision),
-    }
+    return {"images_per_second_per_device": rate, "mfu": run.log.utilisation(rate)}
 
 
 def _totals(run: Run, own: dict[str, Any]) -> dict[str, Any]:

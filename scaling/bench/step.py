@@ -158,6 +158,14 @@ def _scan_parts(inputs: ScanInputs | None, backends: set[str], checkpointing: bo
     return {f"scan {backend}": part(backend) for backend in sorted(backends)}
 
 
+def _utilisation(flops: float, rate: float, device: torch.device, precision: str) -> dict[str, Any]:
+    """MFU; one above 100 % is refused, and the row says why."""
+    try:
+        return {"mfu": utilisation(flops, rate, device_name(device), precision)}
+    except UserError as error:
+        return {"mfu": None, "mfu_refused": str(error)}
+
+
 def _row(
     contender: Contender, config: RunConfig, device: torch.device, timings: dict[str, Timing], calls: int
 ) -> dict[str, Any]:
@@ -172,7 +180,7 @@ def _row(
         "name": contender.name,
         "step": step.row(),
         "images_per_second": rate,
-        "mfu": utilisation(flops, rate, device_name(device), config.precision),
+        **_utilisation(flops, rate, device, config.precision),
         "peak_memory_bytes": contender.peak,
         "scan_share": None if share is None else share.row(),
         "times_faster_than": {name: ratio(timing, step).row() for name, timing in others.items()},

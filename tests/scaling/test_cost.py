@@ -1,13 +1,21 @@
 """Costs and utilisation against hand-computed numbers."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+import torch
 
+from scaling import rundir
 from scaling.config import PRETRAIN, RunConfig, stage_images
 from scaling.cost import cost, utilisation
+from scaling.devices import Device
+from scaling.environment import device_name
 from scaling.errors import UserError
+from scaling.reading import load_run
+from scaling.run import execute
 from scaling.summary import lost_seconds
+from tests.scaling.runs import STEPS, small_config, write_run
 
 
 def test_base_pretraining_is_the_sheets() -> None:
@@ -25,6 +33,21 @@ def test_images_are_whole_steps() -> None:
     assert stage_images(dataclasses.replace(PRETRAIN, images=100, global_batch=32), None) == 96
     assert stage_images(dataclasses.replace(PRETRAIN, epochs=1.5, global_batch=32), 100) == 128
     assert stage_images(dataclasses.replace(PRETRAIN, epochs=0.1, global_batch=32), 100) == 32
+
+
+@pytest.mark.slow
+def test_a_run_with_an_impossible_utilisation_keeps_its_results(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The figure is refused once and left blank; the work is done and stays."""
+    name = device_name(torch.device("cpu"))
+    monkeypatch.setattr("scaling.devices.DEVICES", {name: Device(1e9, 1.0, 1.0)})
+    folder = write_run(small_config(shards), tmp_path)
+    summary = rundir.read_json(execute(load_run(folder / rundir.CONFIG), folder)) or {}
+    assert (summary["mfu"], summary["images_per_second_per_device"] > 0) == (None, True)
+    rows = rundir.read_lines(folder / rundir.METRICS)[0]
+    assert [row["mfu"] for row in rows] == [None] * STEPS
+    assert capsys.readouterr().err.count("refused: mfu") == 1
 
 
 def test_utilisation() -> None:

@@ -1,4 +1,4 @@
-"""Asked to stop where the loop is not: in an evaluation, in the first compile; and a disk that is full."""
+"""Asked to stop where the loop is not: in an evaluation, in the first compile; and a disk that is full or read-only."""
 
 import shutil
 import signal
@@ -99,6 +99,30 @@ def test_a_full_disk(tmp_path: Path, shards: Path) -> None:
     assert len(committed(saved)) > 2
     whole = write_run(config, tmp_path / "whole")
     assert curve(carry_out(saved)) == curve(carry_out(whole))
+
+
+@pytest.mark.slow
+def test_a_read_only_folder(tmp_path: Path, shards: Path) -> None:
+    """Checkpoints cannot be written any more: status 2 and the reason; those that are there stay and serve later."""
+    if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("a read-only mount needs the right to make one")
+    folder = write_run(small_config(shards), tmp_path)
+    whole = curve(carry_out(folder))
+    (folder / rundir.SUMMARY).unlink()
+    *_, newest = committed(folder)
+    shutil.rmtree(newest)
+    before = [path.name for path in committed(folder)]
+    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, str(folder / rundir.CHECKPOINTS), *command(folder)],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert ended(folder)[0] == "failed"
+    assert [path.name for path in committed(folder)] == before
+    assert curve(carry_out(folder)) == whole
 
 
 def test_the_newest_and_one_of_every_so_many_stay(tmp_path: Path) -> None:
