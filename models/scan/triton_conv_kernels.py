@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from models.scan.triton_kernels import sigmoid
+from models.scan.triton_parts import sigmoid
 
 
 @triton.jit

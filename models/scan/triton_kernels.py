@@ -1,7 +1,9 @@
 """Triton kernels of the selective scan: one pass over the tokens with the state in registers.
 
-A program is one batch element and one block of channels of one group; the state is a tile (state, channels).
-Exponentials are powers of two; log2(e) is folded into A. An index table gives the order of each group's tokens.
+A program is one warp with one batch element and one block of channels of one group; the state is a tile (state,
+channels). Exponentials are powers of two: steps are counted in units of ln 2 (`s` below, dt = ln 2 * s), so that
+exp(dt A) = 2^(s A). An index table gives the order of each group's tokens. `strides` are, in elements, those between
+tokens of out (the channels), u, delta and z, and between rows of B: constants, as loads then take them as they are.
 """
 
 # Triton's language in Python's syntax: its values have no Python types, and its tuples grow by addition alone.
@@ -13,220 +15,218 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
+from models.scan.triton_parts import (
+    LN2,
+    LOG2E,
+    add_over_states,
+    read_tokens,
+    sigmoid,
+    softplus_base_2,
+    store_channel_sums,
+    visits,
+)
 
 
 @triton.jit
-def softplus(x):
-    """log(1 + e^x) = max(x, 0) + log1p(e), e = exp(-|x|): a polynomial is shorter than the device's logarithm and keeps
-    its relative precision where e is tiny. It is that of numba_vectors.LOG1P."""
-    e = tl.exp2(-tl.abs(x) * LOG2E)
-    p = e * 0.0053648228078686825 - 0.030065787148623964
-    p = p * e + 0.07920452876747865
-    p = p * e - 0.13753801899579352
-    p = p * e + 0.19153654797103623
-    p = p * e - 0.2485716364798973
-    p = p * e + 0.33321322617693616
-    p = p * e - 0.49999647963555593
-    p = p * e + 1.0
-    return p * e + tl.maximum(x, 0.0)
-
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
-
-
-@triton.jit
-def read_rates(A, d, state, n, mask, N: tl.constexpr):
-    """log2(e) A as a tile (N, channels), zeros beyond `state`, read a state at a time.
-
-    For a tile that no two-dimensional load or store touches, Triton keeps all states of a channel in one thread: sums
-    over states need no exchange between threads.
-    """
-    tile = tl.zeros([N, d.shape[0]], tl.float32)
-    for k in tl.static_range(N):
-        rate = tl.load(A + d * state + k, mask=mask & (tl.full(d.shape, k, tl.int32) < state), other=0.0)
-        tile = tl.where(n[:, None] == k, rate[None, :], tile)
-    return tile * LOG2E
-
-
-@triton.jit
-def write_tile(pointer, stride, tile, n, mask, N: tl.constexpr):
-    """The tile as rows `stride` apart, one state at a time, for the same reason."""
-    for k in tl.static_range(N):
-        row = tl.sum(tl.where(n[:, None] == k, tile, 0.0), axis=0)
-        tl.store(pointer + k * stride, row, mask=mask)
+def forward_chunk(
+    h, channel, pointers, strides, start, length,
+    SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr,
+):  # fmt: skip
+    """Writes the outputs of a chunk of EVERY tokens, and returns the state after it."""
+    a, skip, shift, mask = channel
+    u, delta, z, B, C, order, out = pointers
+    places, masks = visits(order, start, length, mask, ORDERED, CUT, EVERY)
+    tokens = read_tokens(u, strides[1], places, masks, EVERY)
+    steps = read_tokens(delta, strides[2], places, masks, EVERY)
+    gates = read_tokens(z, strides[3], places, masks, EVERY) if GATED else ()
+    outputs = ()
+    for k in tl.static_range(EVERY):
+        x = tokens[k].to(tl.float32)
+        s = steps[k].to(tl.float32) * LOG2E + shift
+        if SOFTPLUS:
+            s = softplus_base_2(s)
+        bt, ct = tl.load(B + places[k] * strides[4]), tl.load(C + places[k] * strides[4])
+        h = tl.exp2(s * a) * h + (s * LN2 * x) * bt[:, None]
+        y = add_over_states(skip * x, h, ct[:, None])
+        if GATED:
+            gate = gates[k].to(tl.float32)
+            y *= gate * sigmoid(gate)
+        outputs = outputs + (y,)
+    for k in tl.static_range(EVERY):
+        tl.store(out + places[k] * strides[0], outputs[k].to(out.dtype.element_ty), mask=masks[k])
+    return h
 
 
 @triton.jit
 def scan_forward(
     u, delta, A, B, C, D, z, bias, order, out, states,
-    length, channels, per_group, groups, batch, state,
-    u_batch, u_token, delta_batch, delta_token, z_batch, z_token,
-    SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, KEEP: tl.constexpr,
-    N: tl.constexpr, BLOCK: tl.constexpr, EVERY: tl.constexpr,
+    length, per_group, batch, state, u_batch, delta_batch, z_batch,
+    channels: tl.constexpr, u_token: tl.constexpr, delta_token: tl.constexpr, z_token: tl.constexpr,
+    groups: tl.constexpr, SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr,
+    KEEP: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, EVERY: tl.constexpr,
 ):  # fmt: skip
+    """A is (state, channels). Keeps the state before every EVERY-th token in `states` (kept, batch, N, channels)."""
     blocks = tl.cdiv(per_group, BLOCK)
     b, group = tl.program_id(0).to(tl.int64), tl.program_id(1) // blocks
-    inside = (tl.program_id(1) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    mask = inside < per_group
-    d = group * per_group + inside
+    inside = (tl.program_id(1) % blocks) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    mask = tl.full(inside.shape, True, tl.int1) if WHOLE else inside < per_group
+    # As many neighbours as a thread has channels: what Triton believes contiguous decides the layout of a load.
+    d = tl.max_contiguous(group * per_group + inside, [1, BLOCK // 32])
     n = tl.arange(0, N)
-    a = read_rates(A, d, state, n, mask, N)
+    rows = n[:, None] * channels
+    a = tl.load((A + d) + rows, mask=(n < state)[:, None] & mask, other=0.0)
     skip = tl.load(D + d, mask=mask, other=0.0)
-    shift = tl.load(bias + d, mask=mask, other=0.0)
-    u += b * u_batch + d
-    delta += b * delta_batch + d
-    z += b * z_batch + d
-    out += b * length * channels + d
-    B += (b * length * groups + group) * N + n
-    C += (b * length * groups + group) * N + n
-    order += group * length
+    shift = tl.load(bias + d, mask=mask, other=0.0) * LOG2E
+    matrix = (b * length * groups + group) * N + n
+    pointers = (
+        u + (b * u_batch + d), delta + (b * delta_batch + d), z + (b * z_batch + d), B + matrix, C + matrix,
+        order + group * length, out + (b * length * channels + d),
+    )  # fmt: skip
+    channel = (a, skip, shift, mask)
+    strides = (channels, u_token, delta_token, z_token, groups * N)
     states += b * N * channels + d
     h = tl.zeros([N, BLOCK], tl.float32)
-    for start in range(0, length, EVERY):
-        # A chunk's loads before its stores: the compiler, which cannot tell their addresses apart, lets none pass.
-        places, tokens, steps, gates, outputs = (), (), (), (), ()
-        for k in tl.static_range(EVERY):
-            i = tl.minimum(start + k, length - 1)
-            t = tl.load(order + i) if ORDERED else i
-            places = places + (t,)
-            tokens = tokens + (tl.load(u + t * u_token, mask=mask, other=0.0),)
-            steps = steps + (tl.load(delta + t * delta_token, mask=mask, other=0.0),)
-            if GATED:
-                gates = gates + (tl.load(z + t * z_token, mask=mask, other=0.0),)
+    whole = length // EVERY * EVERY
+    for start in range(0, whole, EVERY):
         if KEEP:
-            write_tile(states, channels, h, n, mask, N)
+            tl.store(states + rows, h, mask=mask)
             states += batch * N * channels
+        h = forward_chunk(h, channel, pointers, strides, start, length, SOFTPLUS, GATED, ORDERED, False, EVERY)
+    if whole < length:
+        if KEEP:
+            tl.store(states + rows, h, mask=mask)
+        forward_chunk(h, channel, pointers, strides, whole, length, SOFTPLUS, GATED, ORDERED, True, EVERY)
+
+
+@triton.jit
+def step_and_slope(delta, shift, SOFTPLUS: tl.constexpr):
+    """s and d dt / d delta, which is 2^(x - log2(1 + 2^x)), the sigmoid of delta + bias."""
+    x = delta.to(tl.float32) * LOG2E + shift
+    s, slope = x, tl.full(x.shape, 1.0, tl.float32)
+    if SOFTPLUS:
+        s = softplus_base_2(x)
+        slope = tl.exp2(x - s)
+    return s, slope
+
+
+@triton.jit
+def backward_chunk(
+    adjoint, sums, h, channel, pointers, strides, start, length,
+    SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr,
+    KEPT: tl.constexpr,
+):  # fmt: skip
+    """From the state h before a chunk and the adjoint of the state after it: forward again, then back.
+
+    Writes the chunk's gradients and returns the adjoint of h and the sums over tokens of dA, dD and of the bias's.
+    Tokens beyond the end have no gradient of their output: they change nothing.
+    """
+    a, skip, shift, mask = channel
+    u, delta, z, B, C, order, dout, du, ddelta, dz, dB, dC = pointers
+    places, masks = visits(order, start, length, mask, ORDERED, CUT, EVERY)
+    tokens = read_tokens(u, strides[1], places, masks, EVERY)
+    raws = read_tokens(delta, strides[2], places, masks, EVERY)
+    grads = read_tokens(dout, strides[0], places, masks, EVERY)
+    gates = read_tokens(z, strides[3], places, masks, EVERY) if GATED else ()
+    before, decays, steps, slopes, dys, gate_gradients = (h,), (), (), (), (), ()
+    for k in tl.static_range(EVERY):
+        x, dy = tokens[k].to(tl.float32), grads[k].to(tl.float32)
+        s, slope = step_and_slope(raws[k], shift, SOFTPLUS)
+        dt = s * LN2
+        bt = tl.load(B + places[k] * strides[4])
+        decay = tl.exp2(s * a)
+        h = decay * h + (dt * x) * bt[:, None]
+        if GATED:
+            ct = tl.load(C + places[k] * strides[4])
+            y = add_over_states(skip * x, h, ct[:, None])
+            gate = gates[k].to(tl.float32)
+            open_ = sigmoid(gate)
+            passed = gate * open_
+            gate_gradients = gate_gradients + (dy * y * (open_ + passed - passed * open_),)
+            dy *= passed
+        if k % 2 == 1:
+            of_pair = before[k] * dys[k - 1], h * dy
+            store_channel_sums(dC, strides[4], of_pair[0], of_pair[1], order, start + (k - 1), length, ORDERED, CUT)
+        before, decays, steps = before + (h,), decays + (decay,), steps + (dt,)
+        slopes, dys = slopes + (slope,), dys + (dy,)
+    if GATED:
         for k in tl.static_range(EVERY):
-            t, x = places[k], tokens[k].to(tl.float32)
-            dt = steps[k].to(tl.float32) + shift
-            bt, ct = tl.load(B + t * groups * N), tl.load(C + t * groups * N)
-            if SOFTPLUS:
-                dt = softplus(dt)
-            h = tl.exp2(dt[None, :] * a) * h + (dt * x)[None, :] * bt[:, None]
-            y = tl.sum(h * ct[:, None], axis=0) + skip * x
-            if GATED:
-                gate = gates[k].to(tl.float32)
-                y *= gate * sigmoid(gate)
-            outputs = outputs + (y,)
-        for k in tl.static_range(EVERY):
-            there = mask & (tl.full([BLOCK], start + k, tl.int32) < length)
-            tl.store(out + places[k] * channels, outputs[k].to(out.dtype.element_ty), mask=there)
+            tl.store(dz + places[k] * strides[0], gate_gradients[k].to(dz.dtype.element_ty), mask=masks[k])
+    g = adjoint
+    sum_A, sum_D, sum_bias = sums
+    of_B = ()
+    # Read again: kept, they would spill.
+    places, masks = visits(order, start, length, mask, ORDERED, CUT, EVERY)
+    tokens = read_tokens(u, strides[1], places, masks, EVERY)
+    for k in tl.static_range(EVERY - 1, -1, -1):
+        dt, x, dy = steps[k], tokens[k].to(tl.float32), dys[k]
+        bt, ct = tl.load(B + places[k] * strides[4]), tl.load(C + places[k] * strides[4])
+        g += ct[:, None] * dy
+        of_B = of_B + (g * (dt * x),)
+        if k % 2 == 0:
+            of_pair = of_B[EVERY - 1 - k], of_B[EVERY - 2 - k]
+            store_channel_sums(dB, strides[4], of_pair[0], of_pair[1], order, start + k, length, ORDERED, CUT)
+        ddrive = add_over_states(tl.zeros(dt.shape, tl.float32), g, bt[:, None])
+        # Other values of the same steps: were they the same, the compiler would keep all exponentials, and spill them.
+        g *= decays[k] if k < KEPT else tl.exp2(dt * LOG2E * a)
+        product = g * before[k]
+        sum_A += product * dt
+        draw = add_over_states(ddrive * x, product, a) * slopes[k]
+        sum_bias += draw
+        sum_D += dy * x
+        tl.store(du + places[k] * strides[0], (ddrive * dt + dy * skip).to(du.dtype.element_ty), mask=masks[k])
+        tl.store(ddelta + places[k] * strides[0], draw.to(ddelta.dtype.element_ty), mask=masks[k])
+    return g, (sum_A, sum_D, sum_bias)
 
 
 @triton.jit
 def scan_backward(
     u, delta, A, B, C, D, z, bias, order, states, dout, du, ddelta, dz, of_matrices, of_channels,
-    length, channels, per_group, groups, batch, state,
-    u_batch, u_token, delta_batch, delta_token, z_batch, z_token,
-    SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr,
-    N: tl.constexpr, BLOCK: tl.constexpr, EVERY: tl.constexpr,
+    length, per_group, batch, state, u_batch, delta_batch, z_batch,
+    channels: tl.constexpr, u_token: tl.constexpr, delta_token: tl.constexpr, z_token: tl.constexpr,
+    groups: tl.constexpr, SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr,
+    N: tl.constexpr, BLOCK: tl.constexpr, EVERY: tl.constexpr, KEPT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Chunks of EVERY tokens from the last to the first: forward again from the kept state, then back.
-
-    Here A is (state, channels) and read as a tile, which lays four states and four channels into each thread of a warp:
-    sums over states (for y, du and ddelta) and sums over channels (for dB and dC) then need the fewest exchanges.
+    """Chunks of EVERY tokens from the last to the first. A is (state, channels).
 
     of_matrices (2, blocks, batch, length, groups, N) takes each block's part of dB and dC; of_channels (batch, N + 2,
     channels) each batch element's part of dA, dD and the gradient of the bias.
     """
     blocks = tl.cdiv(per_group, BLOCK)
     b, group, block = tl.program_id(0).to(tl.int64), tl.program_id(1) // blocks, tl.program_id(1) % blocks
-    inside = block * BLOCK + tl.arange(0, BLOCK)
-    mask = inside < per_group
-    d = group * per_group + inside
+    inside = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    mask = tl.full(inside.shape, True, tl.int1) if WHOLE else inside < per_group
+    d = tl.max_contiguous(group * per_group + inside, [1, BLOCK // 32])  # as in the forward
     n = tl.arange(0, N)
-    tile = n[:, None] * channels + d[None, :]
-    a = tl.load(A + tile, mask=(n < state)[:, None] & mask[None, :], other=0.0) * LOG2E
+    rows = n[:, None] * channels
+    a = tl.load((A + d) + rows, mask=(n < state)[:, None] & mask, other=0.0)
     skip = tl.load(D + d, mask=mask, other=0.0)
-    shift = tl.load(bias + d, mask=mask, other=0.0)
-    u += b * u_batch + d
-    delta += b * delta_batch + d
-    z += b * z_batch + d
-    dout += b * length * channels + d
-    du += b * length * channels + d
-    ddelta += b * length * channels + d
-    dz += b * length * channels + d
-    B += (b * length * groups + group) * N + n
-    C += (b * length * groups + group) * N + n
-    dB = of_matrices + ((block * batch + b) * length * groups + group) * N + n
+    shift = tl.load(bias + d, mask=mask, other=0.0) * LOG2E
+    matrix = (b * length * groups + group) * N + n
+    dB = of_matrices + ((block * batch + b) * length * groups + group) * N
     dC = dB + blocks.to(tl.int64) * batch * length * groups * N
-    of_channels += b * (N + 2) * channels
-    order += group * length
+    at = b * length * channels + d
+    pointers = (
+        u + (b * u_batch + d), delta + (b * delta_batch + d), z + (b * z_batch + d), B + matrix, C + matrix,
+        order + group * length, dout + at, du + at, ddelta + at, dz + at, dB, dC,
+    )  # fmt: skip
+    channel = (a, skip, shift, mask)
+    strides = (channels, u_token, delta_token, z_token, groups * N)
+    states += d
     g = tl.zeros([N, BLOCK], tl.float32)
-    sum_A = tl.zeros([N, BLOCK], tl.float32)
-    sum_D = tl.zeros([BLOCK], tl.float32)
-    sum_bias = tl.zeros([BLOCK], tl.float32)
-    for chunk in range(tl.cdiv(length, EVERY) - 1, -1, -1):
-        # A chunk's loads before its stores, as in the forward.
-        h = tl.load(states + (chunk * batch + b) * N * channels + tile, mask=mask[None, :], other=0.0)
-        before, steps, tokens, adjoints, slopes = (h,), (), (), (), ()
-        places, gates, gate_gradients, dCs = (), (), (), ()
-        for k in tl.static_range(EVERY):
-            i = tl.minimum(chunk * EVERY + k, length - 1)
-            t = tl.load(order + i) if ORDERED else i
-            there = mask & (tl.full([BLOCK], chunk * EVERY + k, tl.int32) < length)
-            places = places + (t,)
-            tokens = tokens + (tl.load(u + t * u_token, mask=there, other=0.0),)
-            steps = steps + (tl.load(delta + t * delta_token, mask=there, other=0.0),)
-            adjoints = adjoints + (tl.load(dout + t * channels, mask=there, other=0.0),)
-            if GATED:
-                gates = gates + (tl.load(z + t * z_token, mask=there, other=0.0),)
-        raws, grads = steps, adjoints
-        steps, adjoints = (), ()
-        for k in tl.static_range(EVERY):
-            there = mask & (tl.full([BLOCK], chunk * EVERY + k, tl.int32) < length)
-            x, dy = tokens[k].to(tl.float32), grads[k].to(tl.float32)
-            raw = raws[k].to(tl.float32) + shift
-            bt = tl.load(B + places[k] * groups * N)
-            ct = tl.load(C + places[k] * groups * N)
-            dt, slope = raw, tl.full([BLOCK], 1.0, tl.float32)
-            if SOFTPLUS:
-                dt, slope = softplus(raw), sigmoid(raw)
-            # Steps of 0 beyond the end. The way back takes dt itself, as its adjoints are 0 there: were it the same
-            # value here, the compiler would keep the exponentials of a chunk, and spill them.
-            h = tl.exp2(tl.where(there, dt, 0.0)[None, :] * a) * h + (dt * x)[None, :] * bt[:, None]
-            if GATED:
-                gate = gates[k].to(tl.float32)
-                s = sigmoid(gate)
-                y = tl.sum(h * ct[:, None], axis=0) + skip * x
-                gate_gradients = gate_gradients + (dy * y * (s + gate * s * (1.0 - s)),)
-                dy *= gate * s
-            dCs = dCs + (tl.sum(h * dy[None, :], axis=1),)
-            before, steps = before + (h,), steps + (dt,)
-            adjoints, slopes = adjoints + (dy,), slopes + (slope,)
-        for k in tl.static_range(EVERY):
-            inside_chunk = chunk * EVERY + k
-            tl.store(dC + places[k] * groups * N, dCs[k], mask=tl.full([N], inside_chunk, tl.int32) < length)
-            if GATED:
-                there = mask & (tl.full([BLOCK], inside_chunk, tl.int32) < length)
-                tl.store(dz + places[k] * channels, gate_gradients[k].to(dz.dtype.element_ty), mask=there)
-        for k in tl.static_range(EVERY - 1, -1, -1):
-            i = tl.minimum(chunk * EVERY + k, length - 1)
-            t = tl.load(order + i) if ORDERED else i  # again: kept, the chunk's places would spill
-            there = mask & (tl.full([BLOCK], chunk * EVERY + k, tl.int32) < length)
-            bt = tl.load(B + t * groups * N)
-            ct = tl.load(C + t * groups * N)
-            dt, x, dy = steps[k], tokens[k].to(tl.float32), adjoints[k]
-            g += ct[:, None] * dy[None, :]
-            tl.store(
-                dB + t * groups * N,
-                tl.sum(g * (dt * x)[None, :], axis=1),
-                mask=tl.full([N], chunk * EVERY + k, tl.int32) < length,
-            )
-            ddrive = tl.sum(g * bt[:, None], axis=0)
-            g *= tl.exp2(dt[None, :] * a)
-            product = g * before[k]
-            sum_A += product * dt[None, :]
-            ddt = tl.sum(product * a, axis=0) * LN2 + ddrive * x
-            draw = ddt * slopes[k]
-            sum_bias += tl.where(there, draw, 0.0)
-            sum_D += dy * x
-            tl.store(du + t * channels, (ddrive * dt + dy * skip).to(du.dtype.element_ty), mask=there)
-            tl.store(ddelta + t * channels, draw.to(ddelta.dtype.element_ty), mask=there)
-    tl.store(of_channels + tile, sum_A, mask=mask[None, :])
-    tl.store(of_channels + N * channels + d, sum_D, mask=mask)
-    tl.store(of_channels + (N + 1) * channels + d, sum_bias, mask=mask)
+    none = tl.zeros([1, BLOCK], tl.float32)
+    sums = (g, none, none)
+    whole = length // EVERY
+    if whole * EVERY < length:
+        h = tl.load(states + (whole * batch + b) * N * channels + rows, mask=mask, other=0.0)
+        g, sums = backward_chunk(
+            g, sums, h, channel, pointers, strides, whole * EVERY, length, SOFTPLUS, GATED, ORDERED, True, EVERY, KEPT
+        )
+    for chunk in tl.range(whole - 1, -1, -1, num_stages=STAGES):
+        h = tl.load(states + (chunk * batch + b) * N * channels + rows, mask=mask, other=0.0)
+        g, sums = backward_chunk(
+            g, sums, h, channel, pointers, strides, chunk * EVERY, length, SOFTPLUS, GATED, ORDERED, False, EVERY, KEPT
+        )
+    of_channels += b * (N + 2) * channels + d
+    tl.store(of_channels + rows, sums[0], mask=mask)
+    tl.store(of_channels + N * channels, sums[1], mask=mask)
+    tl.store(of_channels + (N + 1) * channels, sums[2], mask=mask)

@@ -6,6 +6,8 @@ as whole vectors, and the state size padded to a power of two.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -16,8 +18,14 @@ from models.scan.triton_kernels import scan_backward, scan_forward
 
 EVERY = 4
 """Tokens between two kept states: as many states as the backward holds in registers without spilling."""
+CHANNELS_A_THREAD = 2
+"""Of the forward: they share what a thread reads of B and C. The backward's registers hold one channel."""
 BACKWARD_BLOCK = 32
-"""Channels of a program of the backward, one warp: its sums over channels need no barrier."""
+"""Channels of a program of the backward, one warp."""
+KEPT = 0
+"""Tokens of a chunk whose decays the backward keeps, 16 registers each, rather than compute them again."""
+STAGES = 2
+"""Chunks of kept states, B and C under way at once in the backward."""
 
 
 def padded_state(inputs: ScanInputs) -> int:
@@ -46,19 +54,24 @@ def floats(vector: Tensor | None, channels: int, device: torch.device) -> Tensor
 
 
 class Prepared:
-    """The inputs as a kernel takes them, with A as it wants it. Other tensors stand in for an absent z or order."""
+    """The inputs as the kernels take them, with A transposed. Other tensors stand in for an absent z or order."""
 
-    def __init__(self, inputs: ScanInputs, A: Tensor) -> None:
+    def __init__(self, inputs: ScanInputs) -> None:
         batch, length, channels = inputs.u.shape
         N, device = padded_state(inputs), inputs.u.device
-        u, delta, A = rows(inputs.u), rows(inputs.delta), A.float().contiguous()
+        u, delta, A = rows(inputs.u), rows(inputs.delta), inputs.A.T.float().contiguous()
         z = u if inputs.z is None else rows(inputs.z)
         order = A if inputs.order is None else inputs.order.to(torch.int32).contiguous()
         D, bias = (floats(vector, channels, device) for vector in (inputs.D, inputs.delta_bias))
         self.tensors = (u, delta, A, filled(inputs.B, N), filled(inputs.C, N), D, z, bias, order)
-        self.sizes = (length, channels, channels // inputs.groups, inputs.groups, batch, inputs.A.shape[1])
-        self.strides = tuple(x.stride(axis) for x in (u, delta, z) for axis in (0, 1))
-        self.flags = {
+        self.per_group, self.batch = channels // inputs.groups, batch
+        self.sizes = (length, self.per_group, batch, inputs.A.shape[1], *(x.stride(0) for x in (u, delta, z)))
+        self.constants = {
+            "channels": channels,
+            "u_token": u.stride(1),
+            "delta_token": delta.stride(1),
+            "z_token": z.stride(1),
+            "groups": inputs.groups,
             "SOFTPLUS": inputs.delta_softplus,
             "GATED": inputs.z is not None,
             "ORDERED": inputs.order is not None,
@@ -67,61 +80,48 @@ class Prepared:
             "enable_fp_fusion": True,
         }
 
-    def grid(self, block: int) -> tuple[int, int]:
-        _, _, per_group, groups, batch, _ = self.sizes
-        return batch, groups * triton.cdiv(per_group, block)
+    def launch(self, kernel: Any, outputs: tuple[Tensor, ...], block: int, **flags: int) -> None:
+        """One warp a program, a program a batch element and `block` channels of one group."""
+        blocks = triton.cdiv(self.per_group, block)
+        kernel[self.batch, self.constants["groups"] * blocks](
+            *self.tensors,
+            *outputs,
+            *self.sizes,
+            **self.constants,
+            **flags,
+            WHOLE=self.per_group % block == 0,
+            BLOCK=block,
+            num_warps=1,
+        )
 
 
 def forward_block(per_group: int) -> int:
-    """Channels of a program of the forward, one a thread: warps of one program read B and C from the same cache."""
-    return min(128, max(32, triton.next_power_of_2(per_group)))
+    """Channels of a program of the forward, one warp."""
+    return min(32 * CHANNELS_A_THREAD, max(32, triton.next_power_of_2(per_group)))
 
 
 def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor]:
     """The output (batch, length, channels) and, if `keep_states`, the states before every `EVERY`-th token."""
-    given = Prepared(inputs, inputs.A)
+    given = Prepared(inputs)
     kept, *shape = states_shape(inputs)
     out = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
     states = out.new_empty([kept if keep_states else 0, *shape], dtype=torch.float32)
-    block = forward_block(given.sizes[2])
-    scan_forward[given.grid(block)](
-        *given.tensors,
-        out,
-        states,
-        *given.sizes,
-        *given.strides,
-        **given.flags,
-        KEEP=keep_states,
-        BLOCK=block,
-        num_warps=block // 32,
-    )
+    given.launch(scan_forward, (out, states), forward_block(given.per_group), KEEP=keep_states)
     return out, states
 
 
 def backward(inputs: ScanInputs, states: Tensor, dout: Tensor) -> ScanGradients:
     """Gradients of all inputs, each in the dtype of its input, from the states kept by `forward`."""
-    given = Prepared(inputs, inputs.A.T)
-    length, channels, per_group, groups, batch, state = given.sizes
-    N, blocks = given.flags["N"], triton.cdiv(per_group, BACKWARD_BLOCK)
+    given = Prepared(inputs)
+    batch, length, channels = inputs.u.shape
+    N, state = padded_state(inputs), inputs.A.shape[1]
     du, ddelta = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (inputs.u, inputs.delta))
     dz = du if inputs.z is None else torch.empty(inputs.z.shape, dtype=inputs.z.dtype, device=du.device)
-    of_matrices = states.new_empty(2, blocks, batch, length, groups, N)
+    blocks = triton.cdiv(given.per_group, BACKWARD_BLOCK)
+    of_matrices = states.new_empty(2, blocks, batch, length, inputs.groups, N)
     of_channels = states.new_empty(batch, N + 2, channels)
-    scan_backward[given.grid(BACKWARD_BLOCK)](
-        *given.tensors,
-        states,
-        dout.contiguous(),
-        du,
-        ddelta,
-        dz,
-        of_matrices,
-        of_channels,
-        *given.sizes,
-        *given.strides,
-        **given.flags,
-        BLOCK=BACKWARD_BLOCK,
-        num_warps=1,
-    )
+    outputs = (states, dout.contiguous(), du, ddelta, dz, of_matrices, of_channels)
+    given.launch(scan_backward, outputs, BACKWARD_BLOCK, KEPT=KEPT, STAGES=STAGES)
     dB, dC = of_matrices.sum(1)[..., :state]
     of_channels = of_channels.sum(0)
     return ScanGradients(

@@ -19,7 +19,7 @@ from scaling.errors import UserError
 
 TOKENS = ("u", "delta", "z", "out", "dout", "du", "ddelta", "dz", "x", "dx")
 """Arguments that hold tokens, in bfloat16; other tensors are float32, and `order` is int32."""
-SIZES = ("length", "channels", "per_group", "groups", "batch", "state")
+SIZES = ("length", "per_group", "batch", "state", "channels", "groups")
 STATES, CHANNELS = 16, 768
 
 
@@ -48,17 +48,23 @@ def _kernels(directions: int) -> list[_Kernel]:
     from models.scan import triton_conv, triton_conv_kernels, triton_kernels, triton_scan
 
     ordered = directions > 1
-    scan = {"SOFTPLUS": True, "GATED": True, "ORDERED": ordered, "N": STATES, "EVERY": triton_scan.EVERY}
+    wide = CHANNELS * directions
+    scan = {"channels": wide, "u_token": wide, "delta_token": wide, "z_token": 2 * wide, "groups": directions}
+    scan |= {"SOFTPLUS": True, "GATED": True, "ORDERED": ordered, "WHOLE": True}
+    scan |= {"N": STATES, "EVERY": triton_scan.EVERY}
     block = triton_scan.forward_block(CHANNELS)
     back = triton_scan.BACKWARD_BLOCK
     conv = {"SILU": True, "ORDERED": ordered, "WIDTH": 4}
     tile = {"TOKENS": triton_conv.TOKENS, "CHANNELS": triton_conv.CHANNELS}
     walk = {"TOKENS": triton_conv.BACKWARD_TOKENS, "CHANNELS": triton_conv.BACKWARD_CHANNELS}
     return [
-        _Kernel(
-            triton_kernels.scan_forward, scan | {"KEEP": True, "BLOCK": block}, block // 32, STATES * triton_scan.EVERY
+        *(
+            _Kernel(kernel, scan | {"BLOCK": wide} | rest, 1, STATES * wide / 32 * triton_scan.EVERY)
+            for kernel, wide, rest in (
+                (triton_kernels.scan_forward, block, {"KEEP": True}),
+                (triton_kernels.scan_backward, back, {"KEPT": triton_scan.KEPT, "STAGES": triton_scan.STAGES}),
+            )
         ),
-        _Kernel(triton_kernels.scan_backward, scan | {"BLOCK": back}, 1, STATES * back / 32 * triton_scan.EVERY),
         *(
             _Kernel(kernel, conv | shape, 4, shape["TOKENS"] * shape["CHANNELS"] / (32 * 4))
             for kernel, shape in ((triton_conv_kernels.conv_forward, tile), (triton_conv_kernels.conv_backward, walk))

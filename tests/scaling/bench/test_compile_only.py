@@ -35,7 +35,7 @@ def test_code_without_a_loop_is_taken_whole() -> None:
 
 @pytest.mark.slow
 def test_kernels_for_hopper(tmp_path: Path) -> None:
-    """No spills anywhere, no exchange between threads in the forward scan, and no more instructions than today."""
+    """No spills anywhere, no shuffle in a scan, and no more instructions than today."""
     output = tmp_path / "kernels.json"
     result = CliRunner().invoke(app, ["scan", "--compile-only", "sm_90", "--output", str(output)])
     assert result.exit_code == 0, result.output
@@ -47,10 +47,10 @@ def test_kernels_for_hopper(tmp_path: Path) -> None:
         if row["kernel"] == "scan_forward":
             assert row["shuffles"] == 0
             assert 1 <= row["exponentials"] <= 1.2
-            assert row["instructions"] <= 11.2  # of a whole chunk, with the stores of its kept state
+            assert row["instructions"] <= 7.7  # of a whole chunk, with the stores of its kept state
         if row["kernel"] == "scan_backward":
-            assert row["shuffles"] <= 3
-            assert row["instructions"] <= 34
+            assert row["shuffles"] == 0
+            assert row["instructions"] <= 26.5
         if row["kernel"] == "conv_backward":
             assert row["instructions"] <= 64
 
