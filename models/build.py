@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
 
 from models.arm import ARM
 from models.classifier import Classifier
@@ -43,24 +41,3 @@ def build_objective(
         module.to_empty(device=device)
         initialize(module, seed)
     return module
-
-
-def count_parameters(module: nn.Module) -> tuple[int, int, int]:
-    """(all, trained, of the encoder) parameters.
-
-    All count the fixed position tables, as the official code's number does; the encoder is the patch embedding and the
-    blocks (sheet 1.1).
-    """
-    trained = {name: parameter.numel() for name, parameter in module.named_parameters() if parameter.requires_grad}
-    fixed = sum(buffer.numel() for name, buffer in module.named_buffers() if name.endswith("pos_embed"))
-    frozen = sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)
-    encoder = sum(
-        count for name, count in trained.items() if "encoder.embedding.patch." in name or "encoder.blocks." in name
-    )
-    return sum(trained.values()) + fixed + frozen, sum(trained.values()), encoder
-
-
-@lru_cache(maxsize=1024)
-def parameter_counts(encoder: EncoderConfig, objective: ObjectiveConfig) -> tuple[int, int, int]:
-    """`count_parameters` of what the configs describe, without its memory."""
-    return count_parameters(build_on_meta(encoder, objective))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.build import parameter_counts
 from models.flops import tokens_per_image, train_flops_per_image
+from models.parameters import parameters
 from scaling.config import RunConfig, stage_images
 from scaling.devices import dense_peak
 from scaling.errors import UserError
@@ -53,16 +53,16 @@ class Cost:
 def cost(config: RunConfig, samples: int | None, classes: int) -> Cost:
     """The cost of a run on a training split of `samples` images."""
     encoder, objective = config.encoder_config(), config.objective_config(classes)
-    total, _, of_encoder = parameter_counts(encoder, objective)
+    counts = parameters(encoder, objective)
     matmul, scan = train_flops_per_image(encoder, objective)
     copies = 5 if config.train.ema else 4
     images = stage_images(config.train, samples)
     return Cost(
-        parameters=total,
-        encoder_parameters=of_encoder,
+        parameters=counts.total,
+        encoder_parameters=counts.encoder,
         tokens_per_image=tokens_per_image(encoder, objective),
         images=None if images is None else images - (config.train.branched_at or 0),  # the rest is its trunk's
         flops_per_image=matmul,
         scan_flops_per_image=scan,
-        state_bytes=4 * copies * total,
+        state_bytes=4 * copies * counts.total,
     )

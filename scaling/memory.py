@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from models.activations import TRITON_INTERVAL, Kept, activations
-from models.build import build_on_meta
-from models.config import EncoderConfig, ObjectiveConfig
-from models.parallel import blocks_of
+from models.parameters import Parameters, parameters
 from scaling.config import ZERO_BUCKET, RunConfig
 from scaling.devices import usable_memory
 from scaling.errors import UserError
@@ -61,7 +58,7 @@ def memory(config: RunConfig, ranks: int, classes: int, *, on_gpu: bool = True) 
     if batch % ranks:
         raise UserError(f"{config.stage}.global_batch", batch, f"multiples of {ranks} ranks")
     micro = min(config.train.micro_batch or batch // ranks, batch // ranks)
-    units = unit_parameters(encoder, objective)
+    counts = parameters(encoder, objective)
     kept = activations(
         encoder, objective, bf16=config.precision == "bf16", interval=TRITON_INTERVAL if on_gpu else None
     )
@@ -73,55 +70,37 @@ def memory(config: RunConfig, ranks: int, classes: int, *, on_gpu: bool = True) 
     late = encoder.depth * (encoded.image * micro + encoded.copies)
     early = kept.decoder_blocks * (decoded.image * micro + decoded.copies) + kept.rest.image * micro + kept.rest.copies
     plain = Memory(
-        weights=FP32 * units.all,
-        gradients=FP32 * units.all,
-        moments=2 * FP32 * units.all,
-        average=FP32 * units.all if config.train.ema else 0,
+        weights=FP32 * counts.trained,
+        gradients=FP32 * counts.trained,
+        moments=2 * FP32 * counts.trained,
+        average=FP32 * counts.trained if config.train.ema else 0,
         activations=early + late,
         working=working,
         late_activations=late,
-        early_gradients=FP32 * (units.all - units.encoder_blocks),
+        early_gradients=FP32 * (counts.trained - counts.encoder_blocks),
         keeps_gradients=batch // ranks > micro,
     )
-    return SPREADS[config.engine](plain, config, ranks, units)
+    return SPREADS[config.engine](plain, config, ranks, counts)
 
 
-@dataclass(frozen=True)
-class Units:
-    """Trained parameters: all, those outside the blocks, of the largest block, of the encoder's blocks together."""
-
-    all: int
-    root: int
-    block: int
-    encoder_blocks: int
-
-
-@lru_cache(maxsize=1024)
-def unit_parameters(encoder: EncoderConfig, objective: ObjectiveConfig) -> Units:
-    """What a sharded engine gathers at a time."""
-    module = build_on_meta(encoder, objective)
-    blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks_of(module)]
-    total = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    encoder_blocks = sum(parameter.numel() for parameter in module.get_submodule("module.encoder.blocks").parameters())
-    return Units(total, total - sum(blocks), max(blocks), encoder_blocks)
-
-
-def _single(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Memory:
+def _single(plain: Memory, config: RunConfig, ranks: int, counts: Parameters) -> Memory:
     return plain
 
 
-def _ddp(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Memory:
+def _ddp(plain: Memory, config: RunConfig, ranks: int, counts: Parameters) -> Memory:
     """The buckets that carry gradients between ranks are the gradients, and stay."""
     return replace(plain, keeps_gradients=True)
 
 
-def _fsdp(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Memory:
+def _fsdp(plain: Memory, config: RunConfig, ranks: int, counts: Parameters) -> Memory:
     """A shard of all state. What is outside the blocks stays gathered, and so do its gradients until backward ends; of
     the blocks the one at work, the next, the buffer that the next arrives in; and a block's gradients on their way to
     their shards, with the buffer that they leave in."""
     options = config.fsdp
     shards = ranks // options.replicas
-    blocks = GATHERED_BLOCKS * units.block if options.reshard_after_forward else units.all - units.root
+    blocks = (
+        GATHERED_BLOCKS * counts.largest_block if options.reshard_after_forward else counts.trained - counts.outside
+    )
     shard = replace(
         plain,
         weights=plain.weights // shards,
@@ -129,7 +108,7 @@ def _fsdp(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Memory:
         moments=plain.moments // shards,
         average=plain.average // shards,
         early_gradients=plain.early_gradients // shards,
-        working=plain.working + FP32 * (2 * units.root + blocks + 2 * units.block),
+        working=plain.working + FP32 * (2 * counts.outside + blocks + 2 * counts.largest_block),
     )
     if not options.offload:
         return shard
@@ -137,12 +116,12 @@ def _fsdp(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Memory:
     return replace(shard, weights=0, gradients=0, moments=0, average=0, early_gradients=0, host=host)
 
 
-def _deepspeed(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Memory:
+def _deepspeed(plain: Memory, config: RunConfig, ranks: int, counts: Parameters) -> Memory:
     """ZeRO: flat fp32 masters, moments and average by share beside the weights that modules compute with, whole up to
     stage 2; gradients whole at stage 1 alone; buckets of fixed size. From DeepSpeed's buffers, not yet from peaks."""
     options = config.deepspeed
     share, sharded = plain.weights // ranks, options.stage == 3
-    gathered = FP32 * (units.root + GATHERED_BLOCKS * units.block + units.block) if sharded else 0
+    gathered = FP32 * (counts.outside + GATHERED_BLOCKS * counts.largest_block + counts.largest_block) if sharded else 0
     spread = replace(
         plain,
         weights=(share if sharded else plain.weights) + share,
@@ -159,7 +138,7 @@ def _deepspeed(plain: Memory, config: RunConfig, ranks: int, units: Units) -> Me
     return replace(spread, weights=spread.weights - share, moments=0, average=0, host=host)
 
 
-SPREADS: dict[str, Callable[[Memory, RunConfig, int, Units], Memory]] = {
+SPREADS: dict[str, Callable[[Memory, RunConfig, int, Parameters], Memory]] = {
     "single": _single,
     "ddp": _ddp,
     "fsdp": _fsdp,

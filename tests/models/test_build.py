@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 
-from models.build import build_objective, count_parameters, parameter_counts
+from models.build import build_objective, build_on_meta
 from models.config import ARConfig, EncoderConfig, MAEConfig, ObjectiveConfig, SupervisedConfig
 from models.ladder import SIZES, size_named
+from models.parallel import blocks_of
+from models.parameters import parameters
 from scaling.errors import UserError
 from tests.models.configs import ALL, AR, LABELLED, MASKED, encoder, name
 
@@ -24,17 +26,27 @@ from tests.models.configs import ALL, AR, LABELLED, MASKED, encoder, name
 def test_counts_of_the_paper(size: str, pretraining: tuple[int, int, int], finetuning: tuple[int, int]) -> None:
     """Table 1.1 of the sheet: pretraining (total, trainable, encoder); finetuning at 224 and 384."""
     depth, width = size_named(size)
-    assert parameter_counts(EncoderConfig(depth=depth, width=width, image_size=192), ARConfig()) == pretraining
+    found = parameters(EncoderConfig(depth=depth, width=width, image_size=192), ARConfig())
+    assert (found.total, found.trained, found.encoder) == pretraining
     for image_size, total in zip((224, 384), finetuning, strict=True):
         encoder_config = EncoderConfig(
             depth=depth, width=width, image_size=image_size, scan_directions=4, positions="learned", class_token=True
         )
-        assert parameter_counts(encoder_config, SupervisedConfig())[:2] == (total, total)
+        found = parameters(encoder_config, SupervisedConfig())
+        assert found.total == found.trained == total
 
 
 @pytest.mark.parametrize(("config", "objective"), ALL, ids=name)
-def test_counts_on_meta_are_those_in_memory(config: EncoderConfig, objective: ObjectiveConfig) -> None:
-    assert parameter_counts(config, objective) == count_parameters(build_objective(config, objective))
+def test_counts_in_closed_form_are_those_of_the_module(config: EncoderConfig, objective: ObjectiveConfig) -> None:
+    module, found = build_on_meta(config, objective), parameters(config, objective)
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    fixed = sum(table.numel() for name, table in module.named_buffers() if name.endswith("pos_embed"))
+    blocks = sum(count for name, count in sizes.items() if "encoder.blocks." in name)
+    patch = sum(count for name, count in sizes.items() if "encoder.embedding.patch." in name)
+    every = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks_of(module)]
+    assert (found.trained, found.total) == (sum(sizes.values()), sum(sizes.values()) + fixed)
+    assert (found.patch, found.encoder_blocks, found.encoder) == (patch, blocks, patch + blocks)
+    assert (found.largest_block, found.outside) == (max(every), found.trained - sum(every))
 
 
 def test_taps() -> None:

@@ -1,5 +1,6 @@
 """The command line: starts without torch, and every mistake is one message and exit status 2."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +12,36 @@ from tests.scaling.test_quickstart import armscale, tiny_study
 HOME = Path(__file__).resolve().parents[3]
 
 
-def test_help_imports_no_torch() -> None:
+@pytest.mark.parametrize(
+    ("command", "none_of", "told"),
+    [
+        (
+            ["--help"],
+            {"torch", "pandas", "scipy", "matplotlib", "numpy", "omegaconf"},
+            ("data", "run", "study", "collect", "fit", "report", "bench", "convert", "doctor"),
+        ),
+        (["study", "plan", "quickstart"], {"torch", "pandas", "scipy", "matplotlib"}, ("quickstart: 18 runs",)),
+        (["study", "status", "quickstart"], {"torch", "pandas", "scipy", "matplotlib"}, ("18 planned",)),
+    ],
+)
+def test_what_shows_imports_nothing_heavy(
+    command: list[str], none_of: set[str], told: tuple[str, ...], tmp_path: Path
+) -> None:
     code = (
-        "import sys; sys.argv = ['armscale', '--help']\n"
+        f"import sys; sys.argv = ['armscale', *{command}]\n"
         "from scaling.cli import main\n"
         "try: main()\n"
         "except SystemExit as ended: assert not ended.code\n"
-        "heavy = {'torch', 'pandas', 'scipy', 'matplotlib', 'numpy', 'omegaconf'} & set(sys.modules)\n"
+        f"heavy = {none_of} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(HOME), "PYTHONSAFEPATH": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
-    for command in ("data", "run", "study", "collect", "fit", "report", "bench", "convert", "doctor"):
-        assert command in ended.stdout
+    for words in told:
+        assert words in ended.stdout
 
 
 @pytest.mark.parametrize("command", ["run", "study plan", "study launch", "data pack", "collect", "fit", "report"])
