@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from analysis import page
 from analysis.figures import accuracies, at_full_length
 from analysis.page import Column
+from analysis.seeds import spread, told
 from analysis.tables import Tables
 
 CONTROL = "scratch"
 CELL = ["protocol", "encoder", "size"]
-LEVEL = 0.95
-
-
-def spread(values: pd.Series) -> tuple[float, float, float]:
-    """(mean, low, high): the 95 % interval of the mean by Student's t; its ends are nan with fewer than two values."""
-    mean, count = float(values.mean()), len(values)
-    if count < 2:
-        return mean, np.nan, np.nan
-    half = special.stdtrit(count - 1, (1 + LEVEL) / 2) * float(values.std()) / np.sqrt(count)
-    return mean, mean - half, mean + half
 
 
 def judged(tables: Tables) -> pd.DataFrame:
@@ -58,9 +48,9 @@ def section(tables: Tables) -> str:
     table = against_control(judged(tables))
     if not table["difference"].notna().any():
         return ""
-    table["top1"] = [_told(*row, digits=1) for row in table[["mean", "low", "high"]].to_numpy()]
+    table["top1"] = [told(*row, digits=1) for row in table[["mean", "low", "high"]].to_numpy()]
     ends = ["difference", "difference_low", "difference_high"]
-    table["gain"] = [_told(*row, digits=2) for row in table[ends].to_numpy()]
+    table["gain"] = [told(*row, digits=2) for row in table[ends].to_numpy()]
     columns = (
         Column("protocol", "Evaluated by", page.text, numeric=False),
         Column("strategy", "Strategy", page.strategy, numeric=False),
@@ -74,10 +64,3 @@ def section(tables: Tables) -> str:
 <p>The control saw the finetuning images alone; under linear_probe and knn it is the random encoder. Differences are
 taken seed by seed. In brackets: 95 % intervals over seeds (Student's t), wide with few of them; a difference whose
 interval holds zero is not shown by these runs.</p>{page.table(table, columns)}"""
-
-
-def _told(value: float, low: float, high: float, *, digits: int) -> str | None:
-    if np.isnan(value):
-        return None
-    told = f"{100 * value:.{digits}f}"
-    return told if np.isnan(low) else f"{told} [{100 * low:.{digits}f}, {100 * high:.{digits}f}]"

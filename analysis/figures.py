@@ -15,6 +15,7 @@ from analysis.published import overlay
 from analysis.style import Picture
 from analysis.tables import Tables
 from analysis.throughput import pareto_front
+from analysis.variants import without_variants
 
 CURVES_A_CELL = 30
 """Curves drawn of one strategy, encoder, size and stage; of more, every so manieth."""
@@ -38,10 +39,12 @@ PROTOCOL_NAMES = {"finetune": "after finetuning", "linear_probe": "linear probe"
 def accuracies(tables: Tables) -> pd.DataFrame:
     """Completed runs with an accuracy, and `half_width`: 95 % of the sampling of the finite test split.
 
+    Variants of an arm are left out (`analysis.variants`).
+
     half_width is 1.96 sqrt(p (1 - p) / images) over the images of the run's last evaluation under its protocol.
     """
     runs = tables.completed
-    runs = runs[runs["top1"].notna()]
+    runs = without_variants(runs[runs["top1"].notna()], tables)
     last = tables.evaluations.sort_values("step", kind="stable").drop_duplicates(
         ["study", "run", "protocol"], keep="last"
     )

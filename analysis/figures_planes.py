@@ -15,6 +15,7 @@ from analysis.isoflop import SIZES_A_BUDGET, budgets, parabolas
 from analysis.laws import LAWS
 from analysis.style import Picture
 from analysis.tables import Tables
+from analysis.variants import without_variants
 from scaling.errors import UserError
 
 N, D, C, ERROR = "parameters", "total_images_seen", "total_train_flops", "top1_error"
@@ -25,7 +26,7 @@ PANELS = 4
 def finetuned(tables: Tables) -> pd.DataFrame:
     """The completed runs with an error after finetuning, and `label`, their strategy."""
     runs = tables.completed
-    runs = runs[(runs["protocol"] == "finetune") & (runs[ERROR] > 0)]
+    runs = without_variants(runs[(runs["protocol"] == "finetune") & (runs[ERROR] > 0)], tables)
     return runs.assign(label=labels(runs))
 
 

@@ -6,7 +6,7 @@ from html import escape
 
 import pandas as pd
 
-from analysis import control, page, style
+from analysis import control, page, style, variants
 from analysis.figures import accuracies, at_full_length
 from analysis.page import Column
 from analysis.runfolder import TRIAL
@@ -154,7 +154,7 @@ def accuracy(tables: Tables) -> str:
         Column("encoder", "Encoder", page.text, False),
         *(Column(size, size, str) for size in sizes),
     ]
-    return page.table(table, columns) + f"<p>{_caution(data)}</p>" + control.section(tables)
+    return page.table(table, columns) + f"<p>{_caution(data)}</p>" + control.section(tables) + variants.section(tables)
 
 
 def _mean(values: pd.Series) -> str | None:

@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from analysis.collect import collect_runs
-from analysis.control import against_control, section, spread
+from analysis.control import against_control, section
+from analysis.seeds import spread
 from scaling.rundir import EVALUATIONS
 from tests.analysis.folders import append, evaluation, write_run, write_study
 
