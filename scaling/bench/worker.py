@@ -75,9 +75,10 @@ def _visit(case: RankCase, rank: Rank) -> dict[str, Any]:
     }
 
 
-def _seconds(trainer: Trainer, rank: Rank, shortest: float = 0.2) -> float:
-    """Seconds a step of the slowest rank, over as many steps as the first says fill `shortest` seconds."""
+def _seconds(trainer: Trainer, rank: Rank) -> float:
+    """Seconds a step of the slowest rank, over as many steps as the first says fill a second (a fifth on a CPU)."""
     wait, device = synchronizer(trainer.engine.device), trainer.engine.device
+    shortest = 1.0 if device.type == "cuda" else 0.2
 
     def take(steps: int) -> float:
         wait()
