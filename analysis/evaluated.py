@@ -6,10 +6,12 @@ import base64
 from html import escape
 from pathlib import Path
 
+import pandas as pd
+
 from analysis import page, style
 from analysis.page import Column
 from analysis.tables import Tables
-from scaling.rundir import PICTURES
+from scaling.rundir import INFERENCE, PICTURES, read_json
 
 SHEET = "reconstruction.png"
 SHEETS_SHOWN = 8
@@ -27,11 +29,22 @@ TABLE = (
     Column("runs", "Runs", page.count),
 )
 
+INFERENCE_TABLE = (
+    *(Column(name, name.capitalize(), page.text, numeric=False) for name in (*CELL, "output")),
+    Column("resolution", "Pixels", page.count),
+    Column("batch", "Batch", page.count),
+    Column("precision", "Precision", page.text, numeric=False),
+    Column("device", "Device", page.text, numeric=False),
+    Column("rate", "Images per second", page.count),
+    Column("runs", "Runs", page.count),
+)
+
 
 def parts(tables: Tables) -> list[tuple[str, str, str]]:
     """(anchor, heading, HTML) of the sections that have something to show."""
     found = (
         ("other", "Frozen features and other test sets", other_evaluations(tables)),
+        ("inference", "Inference", inference(tables)),
         ("reconstructions", "Reconstructions", reconstructions(tables)),
     )
     return [part for part in found if part[2]]
@@ -53,6 +66,22 @@ def other_evaluations(tables: Tables) -> str:
     return f"""<p>A frozen encoder's features, judged without training it: by the labels of the nearest training images
 (knn) and by a linear classifier on top (linear_probe). Other test sets (imagenet-...) ask the same classifier again.
 None of these numbers enters a curve above.</p>{page.table(found, TABLE)}"""
+
+
+def inference(tables: Tables) -> str:
+    """How fast finished modules answer, as the evaluator `throughput` found; "" where it was not asked for."""
+    runs = tables.completed.merge(tables.sources, on=["study", "run"])
+    read = [read_json(Path(str(folder)) / INFERENCE) for folder in runs["folder"]]
+    rows = [dict(zip(CELL, cell, strict=True)) | found
+            for cell, found in zip(runs[list(CELL)].to_numpy(), read, strict=True) if found]  # fmt: skip
+    if not rows:
+        return ""
+    by = [*CELL, "output", "resolution", "batch", "precision", "device"]
+    rate = "images_per_second"
+    table = pd.DataFrame(rows).groupby(by, as_index=False).agg(rate=(rate, "median"), runs=(rate, "size"))
+    return f"""<p>One device answers again and again for a batch that it holds already: medians over passes, and over
+runs where there are several. Pretrained modules give features, classifiers logits.</p>
+{page.table(table, INFERENCE_TABLE)}"""
 
 
 def reconstructions(tables: Tables) -> str:

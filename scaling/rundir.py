@@ -27,6 +27,7 @@ SUMMARY: Final = "summary.json"
 CHECKPOINTS: Final = "checkpoints"
 LOGS: Final = "logs"
 PICTURES: Final = "pictures"
+INFERENCE: Final = "inference.json"
 
 STATES: Final = ("planned", "queued", "running", "stopped", "completed", "failed", "cancelled", "blocked")
 """The states of status.json."""

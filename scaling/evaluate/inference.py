@@ -12,8 +12,8 @@ from scaling.config import EvaluatorConfig
 from scaling.environment import device_name
 from scaling.evaluate.subject import Subject
 from scaling.files import write_json
+from scaling.rundir import INFERENCE
 
-FILE = "inference.json"
 WARM_UP, REPEATS = 3, 10
 
 
@@ -37,7 +37,7 @@ def throughput(subject: Subject, _options: EvaluatorConfig) -> None:
         if number >= WARM_UP:
             seconds.append(time.perf_counter() - started)
     write_json(
-        subject.folder / FILE,
+        subject.folder / INFERENCE,
         {
             "images_per_second": len(images) / statistics.median(seconds),
             "batch": len(images),

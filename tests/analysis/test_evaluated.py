@@ -2,13 +2,16 @@
 
 import base64
 import io
+import json
 import re
 from pathlib import Path
 
 from PIL import Image
 
+from analysis.collect import collect_runs
+from analysis.evaluated import inference
 from analysis.report import write_report
-from scaling.rundir import EVALUATIONS, PICTURES
+from scaling.rundir import EVALUATIONS, INFERENCE, PICTURES
 from tests.analysis.folders import STEPS, append, evaluation, write_study
 
 
@@ -41,7 +44,25 @@ def test_sheets_of_the_run_folders_stand_in_the_page(tmp_path: Path) -> None:
     assert sorted(pixels) == sorted(colours.values())
 
 
+def test_speed_of_inference_is_the_median_over_runs(tmp_path: Path) -> None:
+    """Three seeds on one device, one of them on another; an unfinished file is left out."""
+    study = write_study(tmp_path, strategies=("scratch",), sizes=("pico",), seeds=(0, 1, 2, 3, 4))
+    facts = {"batch": 256, "resolution": 32, "precision": "bf16", "output": "logits"}
+    devices = (("A", 1000.4), ("A", 3000.0), ("A", 2000.0), ("B", 500.0))
+    for run, (device, rate) in zip(sorted(study.glob("scratch*")), devices, strict=False):
+        (run / INFERENCE).write_text(json.dumps(facts | {"device": device, "images_per_second": rate}))
+    (sorted(study.glob("scratch*"))[4] / INFERENCE).write_text('{"batch": 2')
+    section = inference(collect_runs(study))
+    rows = re.findall(r"<tr>(.*?)</tr>", section)[1:]
+    cells = [re.sub(r"<[^>]+>", "|", row).replace("||", "|").strip("|") for row in rows]
+    assert cells == [
+        "scratch|mamba|pico|finetune|logits|32|256|bf16|A|2000|3",
+        "scratch|mamba|pico|finetune|logits|32|256|bf16|B|500|1",
+    ]
+
+
 def test_a_study_without_them_has_neither_section(tmp_path: Path) -> None:
     text = write_report(write_study(tmp_path, strategies=("scratch",), sizes=("pico",))).read_text()
     assert "reconstructions" not in text.lower()
     assert 'id="other"' not in text
+    assert 'id="inference"' not in text
