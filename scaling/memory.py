@@ -118,7 +118,8 @@ def _fsdp(plain: Memory, config: RunConfig, ranks: int, counts: Parameters) -> M
 
 def _deepspeed(plain: Memory, config: RunConfig, ranks: int, counts: Parameters) -> Memory:
     """ZeRO: flat fp32 masters, moments and average by share beside the weights that modules compute with, whole up to
-    stage 2; gradients whole at stage 1 alone; buckets of fixed size. From DeepSpeed's buffers, not yet from peaks."""
+    stage 2; gradients whole at stage 1 alone; a bucket that gradients are collected in and, from stage 2 on, a second
+    that is on its way (on GPUs; stage 3 has its like on CPUs too)."""
     options = config.deepspeed
     share, sharded = plain.weights // ranks, options.stage == 3
     gathered = FP32 * (counts.outside + GATHERED_BLOCKS * counts.largest_block + counts.largest_block) if sharded else 0
@@ -130,7 +131,7 @@ def _deepspeed(plain: Memory, config: RunConfig, ranks: int, counts: Parameters)
         average=plain.average // ranks,
         early_gradients=plain.early_gradients if options.stage == 1 else plain.early_gradients // ranks,
         keeps_gradients=plain.keeps_gradients or sharded,
-        working=plain.working + gathered + 2 * FP32 * ZERO_BUCKET,
+        working=plain.working + gathered + (1 if options.stage == 1 else 2) * FP32 * ZERO_BUCKET,
     )
     if not options.offload:
         return spread
