@@ -10,6 +10,7 @@ import dataclasses
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,8 @@ from scaling.files import atomic_write
 FORMAT = "armscale"
 WEIGHTS = "weights.safetensors"
 """The file of a run folder that holds its final weights."""
+UNIVERSAL = "zero"
+"""The part of a universal checkpoint of DeepSpeed that holds its tensors."""
 FORMATS = ("official", "native", "safetensors")
 KINDS: dict[str, type[ObjectiveConfig]] = {kind.__name__: kind for kind in (ARConfig, MAEConfig, SupervisedConfig)}
 
@@ -45,9 +48,11 @@ def header_of(encoder: EncoderConfig, objective: ObjectiveConfig) -> dict[str, s
 def read_module(path: Path) -> nn.Module:
     """The ARM, MAE or Classifier in a native file, or in an official checkpoint (.pth, or safetensors of its names).
 
-    A folder stands for the weights in it. Raises UserError for a file that is missing, is neither, or would need
-    unsafe loading.
+    A folder stands for the weights in it: a run's, or a universal checkpoint of DeepSpeed with official names. Raises
+    UserError for a file that is missing, is neither, or would need unsafe loading.
     """
+    if (path / UNIVERSAL).is_dir():
+        return from_official(_read_universal(path / UNIVERSAL))
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise UserError("input", str(path), "a checkpoint file")
@@ -83,13 +88,29 @@ def write_module(module: nn.Module, path: Path, to: str) -> None:
             file.write(save(state, header))
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    """The state dict of an official checkpoint file, which holds its arguments as a Namespace beside it."""
+def _load(path: Path) -> Any:
+    """What a torch file holds: tensors, plain containers and a Namespace."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError("input", str(path), "a torch file of tensors alone", why=str(error).splitlines()[0]) from error
+
+
+def _read_universal(folder: Path) -> dict[str, Tensor]:
+    """The fp32 weights of a universal checkpoint, NAME/fp32.pt for every tensor (DeepSpeed ds_to_universal)."""
+    state = {}
+    for path in sorted(folder.glob("*/fp32.pt")):
+        found = _load(path)
+        if not isinstance(found, dict) or not isinstance(found.get("param"), Tensor):
+            raise UserError("input", str(path), "a tensor under the key 'param'")
+        state[path.parent.name] = found["param"]
+    return state
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """The state dict of an official checkpoint file, which holds its arguments as a Namespace beside it."""
+    found = _load(path)
     state = found.get("model", found) if isinstance(found, dict) else found
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError("input", str(path), "a state dict, alone or under the key 'model'")

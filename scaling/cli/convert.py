@@ -12,7 +12,9 @@ def convert(
     input: Annotated[
         Path,
         typer.Argument(
-            metavar="INPUT", help="An official .pth or .safetensors, a run folder, or its weights.safetensors."
+            metavar="INPUT",
+            help="An official .pth or .safetensors, a run folder, its weights.safetensors, or a DeepSpeed universal "
+            "checkpoint with official names.",
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The file to write.")],

@@ -116,6 +116,18 @@ def test_refusals_name_the_reason(tmp_path: Path) -> None:
         read_module(tmp_path / "torn.pth")
 
 
+def test_universal_folder_is_read_safely(tmp_path: Path) -> None:
+    module = module_of(FINETUNED, LABELLED)
+    for key, tensor in to_official(module).items():
+        (tmp_path / "zero" / key).mkdir(parents=True)
+        torch.save({"param": tensor, "cat_dim": 0}, tmp_path / "zero" / key / "fp32.pt")
+    assert_same(read_module(tmp_path), module)
+    for found, told in (({"param": Path("x")}, "tensors alone"), ({"tensor": torch.ones(1)}, "param")):
+        torch.save(found, tmp_path / "zero" / "head.weight" / "fp32.pt")
+        with pytest.raises(UserError, match=told):
+            read_module(tmp_path)
+
+
 def test_native_file_with_another_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     module = module_of(encoder(), AR)
