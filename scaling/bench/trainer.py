@@ -15,7 +15,7 @@ from models.mamba import CausalConv, SelectiveScan
 from models.noise import Noise
 from models.scan.backends import MODULES, obstacle
 from models.scan.inputs import ScanInputs
-from scaling.checks import check
+from scaling.checks import check, choice
 from scaling.config import STAGE_DEFAULTS, DeepSpeedConfig, FSDPConfig, ModelConfig, RunConfig
 from scaling.engines import build_engine
 from scaling.environment import Rank
@@ -23,6 +23,7 @@ from scaling.randomness import step_noise
 
 CPU_SIZES = ("pico", "nano", "micro")
 CLASSES = 1000
+TRAINED = ("pretrain", "finetune")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class StepCase:
         """The run's config with the stage's recipe; UserError for what cannot be trained."""
         batch = self.micro_batch * self.accumulation * ranks
         train = dataclasses.replace(
-            STAGE_DEFAULTS[self.stage if self.stage in STAGE_DEFAULTS else "pretrain"],
+            STAGE_DEFAULTS[choice("stage", self.stage, TRAINED)],
             images=1000 * batch,
             global_batch=batch,
             micro_batch=self.micro_batch,

@@ -156,6 +156,7 @@ def test_world_sizes() -> None:
         ("scaling --engine single", "--engine"),
         ("scaling --engine deepspeed --zero-stage 4", "deepspeed.stage"),
         ("scaling --ranks 3 --micro-batch 8", "--micro-batch"),
+        ("step --size pico --stage probe", "pretrain, finetune"),
     ],
 )
 def test_mistakes_are_named(arguments: str, named: str, tmp_path: Path) -> None:
