@@ -58,7 +58,7 @@ def cost(config: RunConfig, samples: int | None, classes: int) -> Cost:
     copies = 5 if config.train.ema else 4
     images = stage_images(config.train, samples)
     return Cost(
-        parameters=counts.total,
+        parameters=counts.encoder if config.stage == "probe" else counts.total,  # a head or decoder has no part there
         encoder_parameters=counts.encoder,
         tokens_per_image=tokens_per_image(encoder, objective),
         images=None if images is None else images - (config.train.branched_at or 0),  # the rest is its trunk's

@@ -73,6 +73,7 @@ def test_its_summary(parent: Path, shards: Path) -> None:
     assert (after["images_seen"], after["train_flops"], after["final_loss"]) == (0, 0, None)
     assert after["total_images_seen"] == before["images_seen"]
     assert isinstance(after["total_images_seen"], int)
+    assert after["parameters"] == after["encoder_parameters"] == before["encoder_parameters"] < before["parameters"]
     assert "Nothing was trained" in (probe / CARD).read_text()
     assert not (probe / rundir.METRICS).exists()
 
