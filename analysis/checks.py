@@ -10,13 +10,16 @@ import pandas as pd
 
 from analysis.intervals import Units, average_units
 from analysis.laws import Law
+from analysis.runfolder import OTHER_STATES
 from analysis.solve import Problem
 from scaling.errors import UserError
+from scaling.rundir import STATES
 
 if TYPE_CHECKING:
     from analysis.fit import Estimate
 
 ACCURACIES = ("top1", "top5", "top1_best", "top1_error")
+RUN_STATES = {*STATES, *OTHER_STATES}
 LOSSES = ("loss", "final_loss", "pretrain_loss")
 BARELY_TOLD_APART = 1e12
 ONE_DEPENDS_ON_OTHER = 0.999
@@ -58,14 +61,14 @@ def select(
     """The rows to use, how many were taken out, and what to say about it."""
     if len(x) != len(variables):
         raise UserError("x", ",".join(x), f"{len(variables)} columns ({', '.join(variables)}) for the law {law}")
+    numbers = {}
     for option, name in (*(("x", name) for name in x), ("y", y)):
         column(frame, option, name)
-        if not pd.api.types.is_numeric_dtype(frame[name]):
-            raise UserError(option, name, "a column of numbers")
-    table, warnings = frame.reset_index(drop=True), []
+        numbers[name] = _numbers(frame[name], option)
+    table, warnings = frame.assign(**numbers).reset_index(drop=True), []
     if exclude:
         table = table.drop(query(table, "exclude", exclude).index)
-    if "state" in table:
+    if "state" in table and set(table["state"].dropna()) <= RUN_STATES:
         unfinished = table["state"] != "completed"
         if unfinished.any():
             warnings.append(f"{int(unfinished.sum())} rows of runs that are not completed were left out")
@@ -74,11 +77,31 @@ def select(
     if bad.any():
         warnings.append(f"{int(bad.sum())} rows without a number in {', '.join([*x, y])} were left out")
     table = table[~bad]
+    if table.empty:
+        raise UserError("table", "no row to fit", f"rows with numbers in {', '.join([*x, y])}", "; ".join(warnings))
     for name in (*(x if log_x else ()), y):
         if (table[name] <= 0).any():
             raise UserError(name, float(table[name].min()), "numbers above 0, as the fit is in logarithms")
+    for name in {*x, y} & set(ACCURACIES):
+        fractions(table[name])
     _refuse_mixtures(table, y)
     return table, len(frame) - len(table), warnings
+
+
+def _numbers(column: pd.Series, option: str) -> pd.Series:
+    """The column as numbers: cells that are none become nan; refused where no cell is one."""
+    found = pd.to_numeric(column, errors="coerce").astype("float64")
+    if found.notna().any():
+        return found
+    example = next(iter(column.dropna()), "nothing at all")
+    raise UserError(option, column.name, "a column of numbers", why=f"it holds {example!r}")
+
+
+def fractions(column: pd.Series) -> None:
+    """Refuses accuracies and errors that are no fractions, as those in per cent."""
+    if not column.dropna().between(0, 1).all():
+        way = f"--map '{column.name}={column.name} / 100'" if column.max() <= 100 else "leave such rows out"
+        raise UserError(str(column.name), float(column.max()), "fractions from 0 to 1", why=f"if per cent: {way}")
 
 
 def _refuse_mixtures(table: pd.DataFrame, y: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.runfolder import LOADER, Columns, RunFolder, fingerprint, read_run
+from analysis.foreign import collect_table
+from analysis.runfolder import LOADER, TRIAL, Columns, RunFolder, fingerprint, read_run
 from analysis.tables import (
     EXCLUDED_COLUMNS,
     IDENTITY,
@@ -45,7 +46,7 @@ def collect_runs(root: Path | str, previous: Tables | None = None, workers: int 
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError("runs", str(root), "a folder of studies, a study folder or a run folder")
+        raise UserError("runs", str(root), "a folder of studies, a study folder, a run folder or a csv file")
     studies, places = find_places(root)
     if not studies and not places:
         raise UserError("runs", str(root), f"a folder with runs: a run has a {CONFIG}, a study a {STUDY}")
@@ -65,10 +66,18 @@ def collect_runs(root: Path | str, previous: Tables | None = None, workers: int 
     return _finish(tables, missing, sources)
 
 
-def update_tables(root: Path, folder: Path, workers: int = 1) -> Tables:
-    """Collects `root` into the tables in `folder`: reads the runs and writes the tables that changed."""
+def update_tables(root: Path, folder: Path, workers: int = 1, mapping: Mapping[str, str] | None = None) -> Tables:
+    """Collects `root` into the tables in `folder`: reads the runs and writes the tables that changed.
+
+    `root` is as in collect_runs, or one table of another program (see foreign.collect_table) with its `mapping`.
+    """
     previous = stored_tables(folder)
-    tables = collect_runs(root, previous, workers)
+    if root.is_file():
+        tables = collect_table(root, mapping)
+    elif mapping:
+        raise UserError("map", ", ".join(mapping), "nothing for run folders: only the columns of a table are mapped")
+    else:
+        tables = collect_runs(root, previous, workers)
     write_tables(tables, folder, previous)
     return tables
 
@@ -85,7 +94,10 @@ def find_places(root: Path) -> tuple[list[Path], list[Place]]:
 
 
 def missing_cells(study: Path, runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """Cells of the study's axes (strategy, encoder, size, seed) for which no run folder exists."""
+    """Cells of the study's axes (strategy, encoder, size, seed) that have no run folder, or only a pretraining's.
+
+    The latter only where another cell of the strategy has more. Trials of a tuning are no cell's result.
+    """
     try:
         plan = yaml.load((study / STUDY).read_text(encoding="utf-8"), Loader=LOADER)
         axes = {name: list(values) for name, values in plan["axes"].items()}
@@ -93,19 +105,28 @@ def missing_cells(study: Path, runs: pd.DataFrame) -> list[dict[str, Any]]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         return []
     name, shared = study.resolve().name, [axis for axis in CELL_AXES if axis in axes]
-    own = runs[runs["study"] == name]
-    present = {
-        tuple(str(value).removesuffix(".0") for value in row) for row in own[shared].itertuples(index=False, name=None)
-    }
-    missing = {}
+    own = runs[(runs["study"] == name) & (runs["state"] != TRIAL)]
+    present, beyond = _cells(own, shared), _cells(own[own["stage"] != "pretrain"], shared)
+    going_on = set(own.loc[own["stage"] != "pretrain", "strategy"])
+    missing: dict[tuple[str, ...], dict[str, Any]] = {}
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
         excluded = any(all(_matches(point.get(key), wanted) for key, wanted in rule.items()) for rule in excludes)
         cell = {axis: point[axis] for axis in shared}
         key = tuple(str(value) for value in cell.values())
-        if not excluded and key not in present:
+        if excluded or key in beyond:
+            continue
+        if key not in present:
             missing[key] = {"study": name, **cell, "state": "missing", "reason": f"in {STUDY}, but has no run folder"}
+        elif cell.get("strategy") in going_on:
+            reason = "has a folder of its pretraining alone"
+            missing[key] = {"study": name, **cell, "stage": "finetune", "state": "missing", "reason": reason}
     return list(missing.values())
+
+
+def _cells(runs: pd.DataFrame, axes: list[str]) -> set[tuple[str, ...]]:
+    """The places of these runs on the axes."""
+    return {tuple(str(value).removesuffix(".0") for value in row) for row in runs[axes].itertuples(index=False)}
 
 
 def _run_folders(study: Path) -> Iterator[Path]:

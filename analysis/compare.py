@@ -210,7 +210,8 @@ def choose_form(
         except UserError as error:
             rows.append((law, math.nan, math.nan, str(error)))
             continue
-        assert fit.hold_out is not None
+        if fit.hold_out is None:
+            raise UserError("hold_out", hold_out, "a pandas query that holds for some row", why="it holds for none")
         baseline = fit.hold_out.baseline_log_rmse
         rows.append((law, fit.n, fit.hold_out.log_rmse, ""))
     rows.append(("nearest point", math.nan, baseline, ""))

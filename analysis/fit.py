@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -150,6 +150,8 @@ def fit_law(
     found = find_law(law, OPTIMA)
     table, excluded, warnings = checks.select(frame, found.name, found.x, columns, y, exclude, found.log_x)
     held = checks.query(table, "hold_out", hold_out) if hold_out else table.iloc[:0]
+    if hold_out and held.empty:
+        warnings.append(f"no row is held out: {hold_out} holds for none")
     fitted = table.drop(held.index)
     checks.enough(fitted, found, columns)
     places, log_y = _coordinates(found, fitted, columns), np.log(fitted[y].to_numpy(dtype=float))
@@ -174,10 +176,20 @@ def fit_law(
 def fit_groups(
     frame: pd.DataFrame, group: str, law: str, x: str | Sequence[str], y: str, **options: Any
 ) -> dict[str, Fit]:
-    """fit_law for each value of the column `group`, by value."""
+    """fit_law for each value of the column `group`, by value; UserError names the group that cannot be fitted."""
     checks.column(frame, "group", group)
-    parts = frame.groupby(group, sort=True)
-    return {str(value): fit_law(part, law, x, y, **options) for value, part in parts}
+    fits, nowhere = {}, int(frame[group].isna().sum())
+    for value, part in frame.groupby(group, sort=True):
+        try:
+            fit = fit_law(part, law, x, y, **options)
+        except UserError as error:
+            why = f"{group} = {value}" + (f": {error.why}" if error.why else "")
+            raise UserError(error.field, error.value, error.valid, why) from error
+        warnings = (f"{nowhere} rows have no {group} and are in no group",) if nowhere else ()
+        fits[str(value)] = replace(fit, warnings=(*fit.warnings, *warnings))
+    if not fits:
+        raise UserError("group", group, "a column with a value in some row")
+    return fits
 
 
 def _coordinates(law: Law, table: pd.DataFrame, columns: Sequence[str]) -> Array:

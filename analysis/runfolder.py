@@ -34,6 +34,9 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 TRIAL = "trial"
 """State of a completed trial of the tuning, which no curve may use: its accuracy is on held-out training images."""
+UNKNOWN, UNREADABLE = "unknown", "unreadable"
+OTHER_STATES = (TRIAL, UNKNOWN, UNREADABLE)
+"""States of collected runs beside those of status.json."""
 
 Record = dict[str, Any]
 Columns = dict[str, list[str | None] | NDArray[np.float64]]
@@ -66,7 +69,7 @@ def read_run(folder: Path, study: str) -> RunFolder:
     identity = {"study": study, "run": folder.name}
     config, problem = _read_config(folder / CONFIG)
     if config is None:
-        return RunFolder({**identity, "state": "unreadable"}, reason=problem)
+        return RunFolder({**identity, "state": UNREADABLE}, reason=problem)
     status, summary = read_json(folder / STATUS), read_json(folder / SUMMARY)
     metrics, torn_metrics = read_lines(folder / METRICS)
     evaluations, torn_evaluations = read_lines(folder / EVALUATIONS)
@@ -75,6 +78,9 @@ def read_run(folder: Path, study: str) -> RunFolder:
     state, reason = judge(status, summary)
     if state == "completed" and _held_out(config):
         state, reason = TRIAL, "a trial of the tuning: evaluated on held-out training images, not on the test split"
+    top1 = (summary or {}).get("top1")
+    if state == "completed" and not _is_fraction(top1):
+        state, reason = UNKNOWN, f"top1 in {SUMMARY} is {top1!r}, not a fraction from 0 to 1"
     notes = [
         f"{count} torn line{'s' if count > 1 else ''} in {name}"
         for name, count in ((METRICS, torn_metrics), (EVALUATIONS, torn_evaluations))
@@ -99,19 +105,18 @@ def read_run(folder: Path, study: str) -> RunFolder:
         "torn_lines": torn_metrics + torn_evaluations,
         "notes": "; ".join(notes) or None,
     }
-    top1 = row.get("top1")
     row["top1_error"] = 1 - top1 if isinstance(top1, int | float) else None
     return RunFolder(row, _columns(metrics, METRIC_KEYS), _columns(evaluations, EVALUATION_KEYS), reason)
 
 
 def judge(status: Record | None, summary: Record | None) -> tuple[str, str]:
     """The state of a run and, unless it may stand in curves, the reason why not. The status file has the last word."""
-    state = str((status or {}).get("state") or ("completed" if summary else "unknown"))
-    if state not in (*STATES, "unknown"):
-        return "unknown", f"{STATUS} has the unknown state {state!r}"
+    state = str((status or {}).get("state") or ("completed" if summary else UNKNOWN))
+    if state not in (*STATES, UNKNOWN):
+        return UNKNOWN, f"{STATUS} has the unknown state {state!r}"
     if state == "completed":
-        return (state, "") if summary else ("unknown", f"completed, but {SUMMARY} is missing or torn")
-    if state == "unknown":
+        return (state, "") if summary else (UNKNOWN, f"completed, but {SUMMARY} is missing or torn")
+    if state == UNKNOWN:
         return state, f"neither {STATUS} nor {SUMMARY} can be read"
     error = (status or {}).get("error")
     return state, f"{state}: {error}" if error else f"{state}, not completed"
@@ -167,6 +172,10 @@ def _read_config(path: Path) -> tuple[Record | None, str]:
 def _held_out(config: Record) -> bool:
     data = config.get("data")
     return isinstance(data, dict) and bool(data.get("held_out"))
+
+
+def _is_fraction(top1: object) -> bool:
+    return top1 is None or (isinstance(top1, int | float) and 0 <= top1 <= 1)
 
 
 def _data_name(data: object) -> object:

@@ -109,17 +109,6 @@ def stored_tables(folder: Path) -> Tables | None:
     return read_tables(folder) if complete else None
 
 
-def read_table(path: Path, mapping: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """One csv or parquet table, ours or anybody's; `mapping` renames its columns ({theirs: ours})."""
-    if path.suffix not in (".csv", ".parquet") or not path.is_file():
-        raise UserError("table", str(path), "a file that exists and ends in .csv or .parquet")
-    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    unknown = sorted(set(mapping or {}) - set(table.columns))
-    if unknown:
-        raise UserError("mapping", unknown[0], sorted(table.columns), why="the table has no such column")
-    return table.rename(columns=dict(mapping or {}))
-
-
 def _numbers(column: pd.Series) -> pd.Series:
     return pd.to_numeric(column, errors="coerce").astype("float64")
 

@@ -8,20 +8,28 @@ from typing import Annotated, Any
 
 import typer
 
+MAP = typer.Option("--map", help="NAME=COLUMN or NAME=EXPR: a column that the table lacks (a pandas expression).")
+Map = Annotated[list[str] | None, MAP]
+
 
 def collect(
-    runs: Annotated[Path, typer.Argument(help="A root of studies, a study folder or a run folder.")],
+    runs: Annotated[
+        Path, typer.Argument(help="A root of studies, a study folder or a run folder; or a csv of another program.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    map_: Map = None,
 ) -> None:
     """Gather run folders into tables: runs, metrics, evaluations, and what was left out and why (parquet and csv).
 
     Only folders that changed since the last call are read again.
 
     Example: armscale collect runs/quickstart --output tables
+    Example: armscale collect points.csv --map parameters=N --map 'top1=accuracy / 100' --output tables
     """
     from analysis.collect import update_tables
+    from analysis.foreign import parse_mapping
 
-    tables = update_tables(runs, output, workers=os.cpu_count() or 1)
+    tables = update_tables(runs, output, os.cpu_count() or 1, parse_mapping(map_ or ()))
     print(f"{len(tables.completed)} completed runs of {len(tables.runs)}, {len(tables.excluded)} left out: {output}")
 
 
@@ -64,6 +72,7 @@ def fit(
     ],
     x: Annotated[str, typer.Option(help="Column, or columns in the law's order with commas between.")],
     y: Annotated[str, typer.Option(help="Column to explain: a loss or an error.")],
+    map_: Map = None,
     group: Annotated[str | None, typer.Option(help="Fit each value of this column on its own.")] = None,
     exclude: Annotated[str | None, typer.Option(help="Pandas query: rows to leave out.")] = None,
     hold_out: Annotated[str | None, typer.Option(help="Pandas query: rows to score, not to fit.")] = None,
@@ -76,12 +85,14 @@ def fit(
     """Fit a scaling law, with intervals that hold for few sizes and seeds.
 
     Example: armscale fit tables/runs.csv --law power-floor --x parameters --y top1_error --group strategy
+    Example: armscale fit points.csv --law chinchilla --map 'D=flops / (6 * N)' --x N,D --y loss
     """
     from analysis.fit import fit_groups, fit_law
-    from analysis.tables import read_table
+    from analysis.foreign import parse_mapping, read_table
     from scaling.files import write_json
 
-    frame, columns = read_table(table), x.split(",")
+    frame = read_table(table, parse_mapping(map_ or ()))
+    columns = [name.strip() for name in x.split(",")]
     options: dict[str, Any] = {"exclude": exclude, "hold_out": hold_out, "delta": delta, "bootstrap": bootstrap,
                "resample_by": resample_by, "seed": seed}  # fmt: skip
     if group:
@@ -100,17 +111,18 @@ def fit(
 def plan_next(
     table: Annotated[Path, typer.Argument(help="The table of runs that collect wrote (csv or parquet).")],
     budget: Annotated[float, typer.Option(help="GPU-hours to spend.")],
+    map_: Map = None,
     output: Annotated[Path | None, typer.Option(help="FILE.json for the plan.")] = None,
 ) -> None:
     """Say which size, images and strategy the fitted laws expect to be best for a budget, and which runs to add.
 
     Example: armscale plan-next tables/runs.csv --budget 500
     """
+    from analysis.foreign import parse_mapping, read_table
     from analysis.plan_next import plan_next as plan
-    from analysis.tables import read_table
     from scaling.files import write_json
 
-    result = plan(read_table(table), budget)
+    result = plan(read_table(table, parse_mapping(map_ or ())), budget)
     print(result)
     if output:
         write_json(output, result.as_json())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from pandas.testing import assert_frame_equal
 from analysis import collect
 from analysis.collect import collect_runs, update_tables
 from analysis.runfolder import keep_metrics
-from analysis.tables import NAMES, Tables, read_table, read_tables, write_tables
+from analysis.tables import NAMES, Tables, read_tables, write_tables
 from scaling.errors import UserError
 from scaling.rundir import CONFIG, EVALUATIONS, METRICS, STATUS, SUMMARY
 from tests.analysis.folders import STEPS, append, evaluation, metric, write_run, write_study
@@ -62,20 +61,23 @@ def test_unfinished_runs_are_listed_with_their_state_and_not_used(tmp_path: Path
 
 def test_every_damage_is_told_and_none_stops_the_rest(tmp_path: Path) -> None:
     study = write_study(tmp_path, strategies=("scratch",), seeds=(0, 1, 2))
-    torn_config, torn_summary, no_status, no_config, odd_state, empty = sorted(study.glob("scratch*"))[:6]
+    torn_config, torn_summary, no_status, no_config, odd_state, empty, percent = sorted(study.glob("scratch*"))[:7]
     (torn_config / CONFIG).write_text("strategy: [unclosed")
     (torn_summary / SUMMARY).write_text('{"top1": 0.')
     (no_status / STATUS).unlink()
     (no_config / CONFIG).unlink()
     (odd_state / STATUS).write_text('{"state": "dancing"}')
     (empty / METRICS).unlink()
+    per_cent = json.loads((study / percent / SUMMARY).read_text()) | {"top1": 83.2}
+    (percent / SUMMARY).write_text(json.dumps(per_cent))
     (study / "notes").mkdir()
     tables = collect_runs(study)
     reasons = tables.excluded.dropna(subset="run").set_index("run")["reason"].to_dict()
-    assert set(reasons) == {folder.name for folder in (torn_config, torn_summary, no_config, odd_state)}
+    assert set(reasons) == {folder.name for folder in (torn_config, torn_summary, no_config, odd_state, percent)}
     assert "config.yaml cannot be read" in reasons[torn_config.name]
     assert "summary.json is missing or torn" in reasons[torn_summary.name]
     assert "no config.yaml" in reasons[no_config.name]
+    assert "83.2, not a fraction" in reasons[percent.name]
     assert "dancing" in reasons[odd_state.name]
     assert "status.json is missing" in only(tables, "runs", no_status)["notes"].item()
     assert only(tables, "metrics", empty).empty
@@ -127,6 +129,18 @@ def test_cells_without_a_folder_are_missing_unless_the_study_excludes_them(tmp_p
         folder.rename(tmp_path / folder.name)
     missing = collect_runs(study).excluded
     assert missing[["strategy", "size", "seed", "state"]].to_numpy().tolist() == [["ar", "nano", 1.0, "missing"]]
+
+
+def test_a_cell_of_which_only_the_pretraining_or_a_trial_is_there_is_missing(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=("ar", "scratch"), sizes=("pico", "nano"))
+    for folder in [*study.glob("ar-*-nano-finetune-*"), *study.glob("scratch-*-nano-*")]:
+        config = (folder / CONFIG).read_text().replace("workers: 0", "workers: 0\n  held_out: 0.05")
+        (folder / CONFIG).write_text(config)
+    missing = collect_runs(study).excluded
+    missing = missing[missing["state"] == "missing"]
+    assert missing[["strategy", "size", "stage"]].fillna("").to_numpy().tolist() == [
+        ["ar", "nano", "finetune"], ["scratch", "nano", ""]
+    ]  # fmt: skip
 
 
 def test_written_tables_read_back_and_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
@@ -199,17 +213,6 @@ def test_config_fields_of_mixed_types_become_text(tmp_path: Path) -> None:
     tables = collect_runs(study)
     assert sorted(tables.runs["config.extra"]) == ["3", "three"]
     write_tables(tables, tmp_path / "tables")
-
-
-def test_a_plain_csv_with_a_mapping(tmp_path: Path) -> None:
-    (tmp_path / "points.csv").write_text("N,err\n1e6,0.5\n1e7,0.4\n")
-    table = read_table(tmp_path / "points.csv", {"N": "parameters", "err": "top1_error"})
-    assert list(table.columns) == ["parameters", "top1_error"]
-    assert math.isclose(table["parameters"].sum(), 1.1e7)
-    with pytest.raises(UserError, match="no such column"):
-        read_table(tmp_path / "points.csv", {"M": "parameters"})
-    with pytest.raises(UserError, match="exists"):
-        read_table(tmp_path / "absent.csv")
 
 
 def test_places_without_runs_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""Tables that others wrote: csv or parquet files of any columns, mapped to our names, to fit or to report on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from analysis.checks import fractions
+from analysis.runfolder import UNKNOWN
+from analysis.style import compact
+from analysis.tables import (
+    EXCLUDED_COLUMNS,
+    IDENTITY,
+    RUN_COLUMNS,
+    SOURCE_COLUMNS,
+    Tables,
+    frame,
+)
+from scaling.errors import UserError
+from scaling.rundir import EVALUATION_KEYS, METRIC_KEYS
+
+RESULTS = ("top1", "top1_error", "final_loss", "pretrain_loss")
+"""A row with none of these says nothing of how well a run went."""
+TOTALS = ("train_flops", "images_seen", "gpu_seconds")
+"""Each has a total_ beside it that counts ancestors; a table that has one of the two means it by both."""
+
+
+def parse_mapping(given: Iterable[str]) -> dict[str, str]:
+    """{name: column or expression} of texts NAME=COLUMN and NAME=EXPR."""
+    mapping = {}
+    for text in given:
+        name, equals, expression = text.partition("=")
+        if not (name.strip() and equals and expression.strip()):
+            raise UserError("map", text, "NAME=COLUMN, or NAME=EXPR as in 'samples=`Training FLOP` / (6 * parameters)'")
+        mapping[name.strip()] = expression.strip()
+    return mapping
+
+
+def read_table(path: Path, mapping: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """One csv or parquet table with the columns of `mapping` added, in its order.
+
+    `mapping` names each new column and says what stands in it: the name of a column, or a pandas expression over the
+    columns (those added before, too; names with spaces between backticks). A name that is there already is replaced.
+    """
+    if path.suffix not in (".csv", ".parquet") or not path.is_file():
+        raise UserError("table", str(path), "a file that exists and ends in .csv or .parquet")
+    try:
+        table = pd.read_csv(path, skipinitialspace=True) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (ValueError, pa.ArrowException) as error:  # pandas' parser errors and a wrong encoding are ValueErrors
+        why = str(error).splitlines()[0]
+        raise UserError("table", str(path), f"a {path.suffix[1:]} file with a header and rows", why) from error
+    table.columns = [str(name).strip() for name in table.columns]
+    if table.empty:
+        raise UserError("table", str(path), "a table with rows", why="it has none")
+    for name, expression in (mapping or {}).items():
+        table[name] = table[expression] if expression in table else _evaluate(table, expression)
+    return table
+
+
+def _evaluate(table: pd.DataFrame, expression: str) -> pd.Series:
+    try:
+        found = table.eval(expression, engine="python", local_dict={}, global_dict={})
+        if isinstance(found, pd.DataFrame):
+            raise ValueError("it assigns")
+    except Exception as error:
+        valid = f"one of the columns ({', '.join(table.columns)}) or a pandas expression over them"
+        raise UserError("map", expression, valid, why=str(error).splitlines()[0]) from error
+    return found if isinstance(found, pd.Series) else pd.Series(found, table.index)
+
+
+def collect_table(path: Path, mapping: Mapping[str, str] | None = None) -> Tables:
+    """The table as if its rows had been collected from run folders, so that it can be reported on.
+
+    A row needs one of RESULTS. What is not there is filled in with the least that it can mean: the study is the file,
+    a run its row, the size its parameters, the strategy `all`, the stage and protocol of an accuracy `finetune`.
+    """
+    table = read_table(path, mapping)
+    if not set(RESULTS) & set(table):
+        raise UserError("table", str(path), f"a column {', '.join(RESULTS)}: --map NAME=COLUMN names it",
+                        why=f"it has {', '.join(table.columns)}")  # fmt: skip
+    for name, other in (("top1", "top1_error"), ("top1_error", "top1")):
+        if other in table and name not in table:
+            fractions(table[other])
+            table[name] = 1 - table[other]
+    for name in TOTALS:
+        for one, other in ((name, f"total_{name}"), (f"total_{name}", name)):
+            if other in table and one not in table:
+                table[one] = table[other]
+    runs = frame(_filled(table, path.stem).to_dict("records"), RUN_COLUMNS)
+    without = runs[list(RESULTS)].isna().all(axis=1)
+    runs["state"] = runs["state"].where(~without, UNKNOWN)
+    excluded = runs[without].assign(reason=f"its row has no {', '.join(RESULTS)}")
+    nothing: list[dict[str, object]] = []
+    return Tables(
+        runs=runs,
+        metrics=frame(nothing, (*IDENTITY, *METRIC_KEYS)),
+        evaluations=frame(nothing, (*IDENTITY, *EVALUATION_KEYS)),
+        excluded=excluded[list(EXCLUDED_COLUMNS)].reset_index(drop=True),
+        sources=frame(nothing, SOURCE_COLUMNS),
+    )
+
+
+def _filled(table: pd.DataFrame, study: str) -> pd.DataFrame:
+    """The table with every column that the report groups by."""
+    number = len(str(len(table)))
+    plain: dict[str, object] = {
+        "study": study,
+        "run": [f"row-{row:0{number}}" for row in range(1, len(table) + 1)],
+        "state": "completed",
+        "strategy": "all",
+        "encoder": "unknown",
+        "size": [compact(value) for value in table["parameters"]] if "parameters" in table else "unknown",
+        "stage": "finetune" if {"top1", "top1_error"} & set(table) else "pretrain",
+        "protocol": "finetune" if {"top1", "top1_error"} & set(table) else None,
+        "lost_records": 0,
+        "torn_lines": 0,
+    }
+    return table.assign(**{name: value for name, value in plain.items() if name not in table})
