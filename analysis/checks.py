@@ -24,6 +24,8 @@ LOSSES = ("loss", "final_loss", "pretrain_loss")
 BARELY_TOLD_APART = 1e12
 ONE_DEPENDS_ON_OTHER = 0.999
 """Correlation of log N and log D from which on their exponents cannot be told apart."""
+FOLLOWS = 0.5
+"""Where every N has one D alone: deviation of log D from its line over log N below which D says nothing of its own."""
 
 
 def options(delta: float, bootstrap: int, resample_by: str | None, frame: pd.DataFrame) -> None:
@@ -122,7 +124,8 @@ def enough(table: pd.DataFrame, law: Law, x: Sequence[str]) -> None:
     """Refuses tables that cannot determine the law."""
     if len(x) == 2:
         first, second = np.log(table[x[0]].to_numpy(dtype=float)), np.log(table[x[1]].to_numpy(dtype=float))
-        if table.groupby(x[0])[x[1]].nunique().max() == 1:
+        single = table.groupby(x[0])[x[1]].nunique().max() == 1
+        if single and np.std(second - np.polyval(np.polyfit(first, second, 1), first)) < FOLLOWS:
             raise UserError(x[1], "a single value for each value of " + x[0], f"several {x[1]} for each {x[0]}",
                             why="the two exponents cannot be told apart")  # fmt: skip
         if min(table[x[0]].nunique(), table[x[1]].nunique()) < 3:

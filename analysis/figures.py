@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from analysis import style
@@ -14,7 +15,7 @@ from analysis.figures_compare import ranking
 from analysis.published import overlay
 from analysis.style import Picture
 from analysis.tables import Tables
-from analysis.throughput import pareto_front
+from analysis.throughput import STEADY_RULE, pareto_front, run_rates
 from analysis.variants import without_variants
 
 CURVES_A_CELL = 30
@@ -33,6 +34,7 @@ PUBLISHED = (
     " Hollow diamonds are published numbers, not measured here: other recipes and other code, so they show where a "
     "result lies and rank nothing. Sources and protocols stand in the table below."
 )
+TRADED = ("study", "run", "strategy", "encoder", "size", "seed", "protocol", "parameters", "top1")
 PROTOCOL_NAMES = {"finetune": "after finetuning", "linear_probe": "linear probe", "knn": "k nearest neighbours"}
 
 
@@ -140,38 +142,61 @@ def _cells(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def cost(tables: Tables) -> Picture | None:
-    """Top-1 against device hours, ancestors' included, with the Pareto front."""
+    """Top-1 against device hours, ancestors' included, with the Pareto front; None without any."""
     runs = tables.completed
-    columns = ["study", "run", "strategy", "encoder", "size", "seed", "protocol", "total_gpu_seconds", "top1"]
-    data = runs.loc[runs["top1"].notna() & (runs["total_gpu_seconds"] > 0), columns].copy()
+    data = runs.loc[runs["top1"].notna() & (runs["total_gpu_seconds"] > 0), [*TRADED, "total_gpu_seconds"]].copy()
     if data.empty:
         return None
     data["hours"] = data.pop("total_gpu_seconds") / 3600
-    front = pareto_front(data, "hours", "top1")
-    data["on_front"] = data["run"].isin(front["run"])
-    figure, grid = style.panels(1, 1, 5.7, 4.3)
-    axes, ends = grid[0][0], []
-    axes.step(front["hours"], front["top1"], where="post", color=style.MUTED, linewidth=1, linestyle=":")
-    for strategy in style.strategy_order(data["strategy"]):
-        part, colour = data[data["strategy"] == strategy].sort_values("hours"), style.hue(strategy)
-        for size, runs_of_size in part.groupby("size"):
-            places = (runs_of_size["hours"], runs_of_size["top1"])
-            axes.plot(*places, style.marker(str(size)), color=colour, mec="white", mew=0.8,
-                      rasterized=len(data) > style.RASTERIZE_ABOVE)  # fmt: skip
-        ends.append(
-            (float(part["hours"].iloc[-1]), float(part["top1"].iloc[-1]), style.strategy_name(strategy), colour)
-        )
-    style.log_axis(axes, "x", data["hours"], lambda value, _: f"{value:.3g}")
-    axes.yaxis.set_major_formatter(FuncFormatter(style.percent))
-    axes.margins(x=0.06, y=0.08)
-    axes.set(xlabel="Device hours, all stages together", ylabel="Top-1 accuracy")
-    style.label_ends(axes, ends)
-    style.size_legend(axes, style.size_order(runs))
     caption = (
         "One marker a run. The dotted line joins the runs that no other beats in both time and accuracy. Times are as "
         "observed, with whatever else the machines were doing."
     )
+    figure = _trade_off(data, "hours", "hours", "Device hours, all stages together")
     return Picture("cost", "Top-1 accuracy against device hours", caption, figure, data)
+
+
+def accuracy_speed(tables: Tables) -> Picture | None:
+    """Top-1 against the images per second and device of the run's own stage, with the Pareto front; None without any.
+
+    Runs of an engine or device of another kind are other speeds: the csv has both.
+    """
+    runs = tables.completed
+    data = runs.loc[runs["top1"].notna(), [*TRADED, "engine", "device"]]
+    data = data.merge(run_rates(tables.metrics)[["study", "run", "images_per_second", "devices"]], on=["study", "run"])
+    data["images_per_second_per_device"] = data.pop("images_per_second") / data["devices"]
+    data = data[data["images_per_second_per_device"] > 0].reset_index(drop=True)
+    if data.empty:
+        return None
+    data["seconds_per_image"] = 1 / data["images_per_second_per_device"]
+    caption = (
+        f"One marker a run: how fast its last stage trained ({STEADY_RULE}) and how accurate it became. Further right "
+        "and higher is better; the dotted line joins the runs that no other beats in both. A pretraining costs nothing "
+        "here, as it makes the finished model no slower: what it cost stands in the picture of device hours."
+    )
+    figure = _trade_off(data, "images_per_second_per_device", "seconds_per_image", "Images per second and device")
+    return Picture("accuracy_speed", "Top-1 accuracy against training speed", caption, figure, data)
+
+
+def _trade_off(data: pd.DataFrame, x: str, price: str, label: str) -> Figure:
+    """Top-1 over `x`, one marker a run, and the Pareto front of little `price` and much top-1, marked in the data."""
+    front = pareto_front(data, price, "top1")
+    data["on_front"] = data["run"].isin(front["run"])
+    figure, grid = style.panels(1, 1, 5.7, 4.3)
+    axes, ends = grid[0][0], []
+    axes.step(front[x], front["top1"], where="post", color=style.MUTED, lw=1, linestyle=":")
+    for strategy in style.strategy_order(data["strategy"]):
+        part, colour = data[data["strategy"] == strategy].sort_values(x), style.hue(strategy)
+        style.scatter(axes, part[x], part["top1"], part["size"], colour)
+        last = part.iloc[-1]
+        ends.append((float(last[x]), float(last["top1"]), style.strategy_name(strategy), colour))
+    style.log_axis(axes, "x", data[x], lambda value, _: f"{value:.3g}")
+    axes.yaxis.set_major_formatter(FuncFormatter(style.percent))
+    axes.margins(x=0.06, y=0.08)
+    axes.set(xlabel=label, ylabel="Top-1 accuracy")
+    style.label_ends(axes, ends)
+    style.size_legend(axes, style.size_order(data))
+    return figure
 
 
 def loss_curves(tables: Tables, pretraining: bool) -> Picture | None:
@@ -249,5 +274,6 @@ def study_pictures(tables: Tables, published: pd.DataFrame | None = None) -> lis
             loss_curves(tables, pretraining=True),
             loss_curves(tables, pretraining=False),
             cost(tables),
+            accuracy_speed(tables),
         ]
     return [picture for picture in drawn if picture is not None]

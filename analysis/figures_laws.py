@@ -55,8 +55,7 @@ def laws(fits: dict[str, Fit], against: str, provisional: bool) -> Picture | Non
         points = fit.points.copy()
         points["law"] = np.exp(LAWS[fit.law].curve(fit.theta, np.log(points[[column]].to_numpy()))[0])
         points["residual"] = points[fit.y] / points["law"] - 1
-        residuals.plot(points[column], 100 * points["residual"], "o", color=colour, mec="white", mew=0.6,
-                       rasterized=len(points) > style.RASTERIZE_ABOVE)  # fmt: skip
+        style.scatter(residuals, points[column], 100 * points["residual"], points["size"], colour)
         edge = float(points[column].max()) * BEYOND
         ends.append((edge, fit.predict({column: [edge]})["y"].item(), style.strategy_name(name), colour))
         rows.append(points.assign(strategy=name))
@@ -68,6 +67,7 @@ def laws(fits: dict[str, Fit], against: str, provisional: bool) -> Picture | Non
     style.log_axis(main, "y", spread, style.percent)
     style.log_axis(residuals, "x", data[column], formatter)
     style.label_ends(main, ends)
+    style.size_legend(residuals, list(data.groupby("size")[column].median().sort_values().index), above_title=True)
     residuals.axhline(0, color=style.MUTED, linewidth=0.8)
     main.set(
         xlabel=label[0].upper() + label[1:], ylabel="Top-1 error after finetuning", title="Error and its power laws"
@@ -77,8 +77,8 @@ def laws(fits: dict[str, Fit], against: str, provisional: bool) -> Picture | Non
     )
     caption = (
         "Solid: the power law error = b x^c where it was fitted; dashed: beyond that, where nothing was measured. "
-        "Shaded: 95 % interval of the law. Right: how far each run lies from its law; a bend there means that the law "
-        "does not hold."
+        "Shaded: 95 % interval of the law. Each marker is a run, its shape the size. Right: how far each run lies from "
+        "its law; a bend there means that the law does not hold."
         + SLICES.get(against, "")
         + (" Provisional: runs of this study are missing." if provisional else "")
     )
@@ -98,7 +98,6 @@ def draw_fit(axes: Axes, fit: Fit, colour: str, beyond: float = 1.0) -> None:
             axes.plot(curve[name], curve["y"], line, color=colour, linewidth=1.6)
             if np.isfinite(curve[["low", "high"]].to_numpy()).all():
                 axes.fill_between(curve[name], curve["low"], curve["high"], color=colour, alpha=0.1, linewidth=0)
-    many = len(fitted) > style.RASTERIZE_ABOVE
-    axes.plot(fitted[name], fitted[fit.y], "o", color=colour, mec="white", mew=0.6, markersize=5, rasterized=many)
-    axes.plot(held[name], held[fit.y], "o", color=colour, mfc="none", markersize=5.5)
+    for points, hollow in ((fitted, False), (held, True)):
+        style.scatter(axes, points[name], points[fit.y], points.get("size"), colour, hollow)
     axes.set(xscale="log", yscale="log", xlabel=name, ylabel=fit.y)

@@ -47,7 +47,7 @@ class HoldOut:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law. `points` has the rows used: x, y and `role` (fitted or held out)."""
+    """A fitted law. `points` has the rows used: x, y, `role` (fitted or held out), and `size` if the table has it."""
 
     law: str
     formula: str
@@ -165,7 +165,8 @@ def fit_law(
     parameters = _estimates(found, theta, errors, units, draws, warnings)
     warnings += checks.warn_search(errors, condition, tried, agreeing)
     warnings += checks.warn_data(found, problem, units, parameters, columns, y)
-    points = pd.concat([fitted.assign(role="fitted"), held.assign(role="held out")])[[*columns, y, "role"]]
+    points = pd.concat([fitted.assign(role="fitted"), held.assign(role="held out")])
+    points = points[[*columns, y, "role", *({"size"} & set(points) - {*columns, y})]]
     return Fit(
         law=law, formula=found.formula, x=columns, y=y, n=len(fitted), objective=objective, delta=delta,
         parameters=parameters, tried=tried, agreeing=agreeing, hold_out=_score(found, theta, fitted, held, columns, y),

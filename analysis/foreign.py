@@ -89,7 +89,8 @@ def collect_table(path: Path, mapping: Mapping[str, str] | None = None) -> Table
         for one, other in ((name, f"total_{name}"), (f"total_{name}", name)):
             if other in table and one not in table:
                 table[one] = table[other]
-    runs = frame(_filled(table, path.stem).to_dict("records"), RUN_COLUMNS)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False, name=None)]
+    runs = frame((plain | row for plain, row in zip(_least(table, path.stem), rows, strict=True)), RUN_COLUMNS)
     without = runs[list(RESULTS)].isna().all(axis=1)
     runs["state"] = runs["state"].where(~without, UNKNOWN)
     excluded = runs[without].assign(reason=f"its row has no {', '.join(RESULTS)}")
@@ -103,19 +104,12 @@ def collect_table(path: Path, mapping: Mapping[str, str] | None = None) -> Table
     )
 
 
-def _filled(table: pd.DataFrame, study: str) -> pd.DataFrame:
-    """The table with every column that the report groups by."""
-    number = len(str(len(table)))
-    plain: dict[str, object] = {
-        "study": study,
-        "run": [f"row-{row:0{number}}" for row in range(1, len(table) + 1)],
-        "state": "completed",
-        "strategy": "all",
-        "encoder": "unknown",
-        "size": [compact(value) for value in table["parameters"]] if "parameters" in table else "unknown",
-        "stage": "finetune" if {"top1", "top1_error"} & set(table) else "pretrain",
-        "protocol": "finetune" if {"top1", "top1_error"} & set(table) else None,
-        "lost_records": 0,
-        "torn_lines": 0,
-    }
-    return table.assign(**{name: value for name, value in plain.items() if name not in table})
+def _least(table: pd.DataFrame, study: str) -> Iterable[dict[str, object]]:
+    """For each row, what the report groups by, as far as the table does not say it."""
+    accuracy = bool({"top1", "top1_error"} & set(table))
+    sizes = [compact(value) for value in table["parameters"]] if "parameters" in table else ["unknown"] * len(table)
+    digits = len(str(len(table)))
+    for row, size in enumerate(sizes, 1):
+        yield {"study": study, "run": f"row-{row:0{digits}}", "state": "completed", "strategy": "all", "size": size,
+               "encoder": "unknown", "stage": "finetune" if accuracy else "pretrain",
+               "protocol": "finetune" if accuracy else None, "lost_records": 0, "torn_lines": 0}  # fmt: skip

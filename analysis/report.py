@@ -121,7 +121,8 @@ def render(content: Content, pictures: list[Picture]) -> str:
         ("trust", "How far the laws can be trusted", drawn("rollout") + sections_laws.trust(tables, found)
          + sections_laws.note(found)),
         ("transfer", "Loss and accuracy", drawn("loss_to_accuracy")),
-        ("cost", "Cost", drawn("cost") + sections_speed.target_cost(tables, wishes.target, wishes.price)),
+        ("cost", "Cost", drawn("cost", "accuracy_speed")
+         + sections_speed.target_cost(tables, wishes.target, wishes.price)),
     ]  # fmt: skip
     of_speed = [
         ("speed", "Speed", drawn("throughput") + sections_speed.speed(tables)),

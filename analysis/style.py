@@ -138,6 +138,16 @@ def marker(size: str) -> str:
     return MARKERS.get(size) or SPARE_MARKERS[sum(size.encode()) % len(SPARE_MARKERS)]
 
 
+def scatter(axes: Axes, x: pd.Series, y: pd.Series, sizes: pd.Series | None, colour: str, hollow: bool = False) -> None:
+    """One point a row in one hue, with the marker of its size where sizes are known; many points as a bitmap."""
+    kinds = pd.Series("", x.index) if sizes is None else sizes.astype(str)
+    face = {"mfc": "none", "mec": colour} if hollow else {"mfc": colour, "mec": "white", "mew": 0.6}
+    for size in kinds.unique():
+        here = kinds == size
+        axes.plot(x[here], y[here], marker(size) if size else "o", ls="none", markersize=6, **face,
+                  rasterized=len(x) > RASTERIZE_ABOVE)  # fmt: skip
+
+
 def shade(colour: str, position: float) -> tuple[float, ...]:
     """`colour` from light (position 0) to full (position 1): sizes within one hue."""
     weight = 0.4 + 0.6 * position

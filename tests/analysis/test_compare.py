@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from analysis.compare import choose_form, compare_exponents, find_crossing, holm, roll_out
+from analysis.compare import choose_form, compare_exponents, compare_strategies, find_crossing, holm, roll_out
 from analysis.fit import Fit, fit_groups, fit_law
 from scaling.errors import UserError
 
@@ -30,15 +30,20 @@ def fits(table: pd.DataFrame, law: str = "power") -> dict[str, Fit]:
     return fit_groups(table, "strategy", law, "x", "y")
 
 
+def paired_test(table: pd.DataFrame) -> tuple[float, float, float]:
+    """Difference of slopes, half its 95 % interval and p: a straight line through log ratios of the size means."""
+    means = np.log(table["y"]).groupby([table["strategy"], table["x"]]).mean().unstack(0)
+    line = scipy.stats.linregress(np.log(means.index), means["ar"] - means["mae"])
+    return line.slope, scipy.stats.t.ppf(0.975, len(means) - 2) * line.stderr, line.pvalue
+
+
 def test_paired_difference_of_power_laws_is_the_t_test_of_log_ratios() -> None:
     table = study({"ar": -0.25, "mae": -0.22}, shared=0.03)
     row = compare_exponents(fits(table), paired=True).iloc[0]
-    means = np.log(table["y"]).groupby([table["strategy"], table["x"]]).mean().unstack(0)
-    line = scipy.stats.linregress(np.log(means.index), means["ar"] - means["mae"])
-    half = scipy.stats.t.ppf(0.975, 3) * line.stderr
-    assert row["difference"] == pytest.approx(line.slope, abs=1e-8)
-    assert (row["low"], row["high"]) == pytest.approx((line.slope - half, line.slope + half), abs=1e-5)
-    assert row["p"] == pytest.approx(line.pvalue, rel=1e-3)
+    slope, half, p = paired_test(table)
+    assert row["difference"] == pytest.approx(slope, abs=1e-8)
+    assert (row["low"], row["high"]) == pytest.approx((slope - half, slope + half), abs=1e-5)
+    assert row["p"] == pytest.approx(p, rel=1e-3)
 
 
 def test_pairing_by_seed_narrows_what_is_shared() -> None:
@@ -109,3 +114,46 @@ def test_rolling_out_predicts_each_larger_size_from_the_smaller() -> None:
     assert list(rolled["x"]) == pytest.approx([3e7, 1e8, 1e8])
     assert np.abs(rolled["log_error"]).max() < 0.02
     assert ((rolled["low"] < rolled["y"]) & (rolled["y"] < rolled["high"])).all()
+
+
+def test_strategies_are_paired_by_seed_over_the_runs_that_have_a_partner() -> None:
+    table = study({"ar": -0.25, "mae": -0.22}, shared=0.03)
+    lone = (table["strategy"] == "mae") & (table["seed"] == 2) & (table["x"] > 5e6)
+    row = compare_strategies(table[~lone], "power", "x", "y").iloc[0]
+    partners = table[~((table["seed"] == 2) & (table["x"] > 5e6))]
+    slope, half, p = paired_test(partners)
+    assert row["paired"]
+    assert row["pairs"] == 15 - 3
+    assert row["difference"] == pytest.approx(slope, abs=1e-8)
+    assert (row["low"], row["high"]) == pytest.approx((slope - half, slope + half), abs=1e-5)
+    assert row["p"] == pytest.approx(p, rel=1e-3)
+
+
+def test_strategies_without_partners_at_every_size_are_compared_as_independent() -> None:
+    table = study({"ar": -0.25, "mae": -0.22}, own=0.003)
+    lone = table[~((table["strategy"] == "mae") & (table["x"] == 1e7))]
+    twice = pd.concat([table, table.head(1)])
+    for case in (lone, twice, table.drop(columns="seed")):
+        row = compare_strategies(case, "power", "x", "y").iloc[0]
+        assert not row["paired"]
+        assert row["pairs"] == 0
+        assert row["low"] < -0.03 < row["high"]
+        alone = compare_exponents(fits(case)).iloc[0]
+        assert row["difference"] == pytest.approx(alone["difference"])
+
+
+def test_strategies_that_cannot_be_fitted_are_left_out_and_the_rest_corrected_for_their_own_number() -> None:
+    table = study({"ar": -0.25, "mae": -0.22, "supervised": -0.18, "scratch": -0.1})
+    table = table[(table["strategy"] != "scratch") | (table["x"] < 5e6)]
+    found = compare_strategies(table, "power", "x", "y")
+    assert set(found["first"]) | set(found["second"]) == {"ar", "mae", "supervised"}
+    assert len(found) == 3
+    assert found["p_holm"].min() == pytest.approx(min(1.0, 3 * found["p"].min()))
+
+
+def test_partners_are_of_one_size_even_where_their_parameters_differ() -> None:
+    table = study({"ar": -0.25, "mae": -0.22}, shared=0.03).assign(size=lambda rows: rows["x"].astype(str))
+    heavier = table.assign(x=np.where(table["strategy"] == "mae", 1.1, 1.0) * table["x"])
+    row = compare_strategies(heavier, "power", "x", "y").iloc[0]
+    assert row["paired"]
+    assert row["difference"] == pytest.approx(paired_test(table)[0], abs=1e-8)
