@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.intervals import Units, average_units
-from analysis.laws import Law
+from analysis.laws import Array, Law, line
 from analysis.runfolder import OTHER_STATES
 from analysis.solve import Problem
 from scaling.errors import UserError
@@ -125,7 +125,8 @@ def enough(table: pd.DataFrame, law: Law, x: Sequence[str]) -> None:
     if len(x) == 2:
         first, second = np.log(table[x[0]].to_numpy(dtype=float)), np.log(table[x[1]].to_numpy(dtype=float))
         single = table.groupby(x[0])[x[1]].nunique().max() == 1
-        if single and np.std(second - np.polyval(np.polyfit(first, second, 1), first)) < FOLLOWS:
+        start, slope = line(first, second)
+        if single and np.std(second - start - slope * first) < FOLLOWS:
             raise UserError(x[1], "a single value for each value of " + x[0], f"several {x[1]} for each {x[0]}",
                             why="the two exponents cannot be told apart")  # fmt: skip
         if min(table[x[0]].nunique(), table[x[1]].nunique()) < 3:
@@ -138,14 +139,24 @@ def enough(table: pd.DataFrame, law: Law, x: Sequence[str]) -> None:
                         why=f"it has {law.parameters} parameters")  # fmt: skip
 
 
-def warn_search(errors: Mapping[str, float | None], condition: float, tried: int, agreeing: int) -> list[str]:
+def warn_search(tried: int, agreeing: int) -> list[str]:
     """What the search for the minimum says about the minimum."""
-    warnings = []
     if tried > 1 and agreeing < max(2, tried // 5):
-        warnings.append(f"only {agreeing} of {tried} starts reach the best minimum: the parameters may not be the best")
+        return [f"only {agreeing} of {tried} starts reach the best minimum: the parameters may not be the best"]
+    return []
+
+
+def warn_errors(
+    errors: Mapping[str, float | None], condition: float, residual: Array, delta: float, parameters: int
+) -> list[str]:
+    """What the surroundings of the minimum say about standard errors: the Hessian knows only points within delta."""
+    warnings, inside = [], int((np.abs(residual) <= delta).sum())
     if None in errors.values():
         reason = "the Hessian at the minimum is singular or rests on too few points inside delta"
         warnings.append(f"no standard errors: {reason}")
+    elif inside < 2 * parameters and inside < len(residual):
+        within = f"{inside} of {len(residual)} points within delta"
+        warnings.append(f"standard errors rest on the {within}: trust the intervals, or choose a larger delta")
     if condition > BARELY_TOLD_APART:
         warnings.append(f"parameters are barely told apart (condition number {condition:.1e})")
     return warnings

@@ -163,7 +163,9 @@ def fit_law(
         clusters = pd.factorize(fitted[resample_by])[0] if resample_by else None
         draws = intervals.draw_bootstrap(problem, theta, bootstrap, seed, clusters)
     parameters = _estimates(found, theta, errors, units, draws, warnings)
-    warnings += checks.warn_search(errors, condition, tried, agreeing)
+    warnings += checks.warn_search(tried, agreeing)
+    if not bootstrap:
+        warnings += checks.warn_errors(errors, condition, problem.residuals(theta)[0], delta, found.parameters)
     warnings += checks.warn_data(found, problem, units, parameters, columns, y)
     points = pd.concat([fitted.assign(role="fitted"), held.assign(role="held out")])
     points = points[[*columns, y, "role", *({"size"} & set(points) - {*columns, y})]]

@@ -35,14 +35,14 @@ def parabolas(table: pd.DataFrame, parameters: str, flops: str, y: str) -> pd.Da
         row = {"flops": amount, "sizes": len(np.unique(size)), "low": np.exp(size.min()), "high": np.exp(size.max())}
         rows.append(row)
         if row["sizes"] < SIZES_A_BUDGET:
-            row["why"] = "has fewer than four sizes"
+            row["why"] = "fewer than four sizes"
             continue
         centre = size.mean()
         square, slope, level = np.polyfit(size - centre, np.log(runs[y].to_numpy(dtype=float)), 2)
         row |= {"centre": centre, "square": square, "slope": slope, "level": level}
         bottom = centre - slope / (2 * square) if square != 0 else np.inf
         if square <= 0 or not size.min() < bottom < size.max():
-            row["why"] = "has its minimum at the edge of its sizes"
+            row["why"] = "minimum at the edge of the sizes"
             continue
         row |= {"best": np.exp(bottom), "lowest": np.exp(level - slope**2 / (4 * square)), "why": ""}
     columns = ["flops", "sizes", "low", "high", "centre", "square", "slope", "level", "best", "lowest", "why"]
@@ -54,10 +54,10 @@ def fit_isoflop(table: pd.DataFrame, parameters: str, flops: str, y: str) -> tup
     left out with a warning; fewer than three left are refused."""
     found = parabolas(table, parameters, flops, y)
     bad = found[found["why"] != ""]
-    warnings = [
-        f"the budget of {amount:.2e} FLOPs {why} and was left out"
-        for amount, why in zip(bad["flops"], bad["why"], strict=True)
-    ]
+    warnings = []
+    for why, rows in bad.groupby("why", sort=False):
+        named = ", ".join(f"{amount:.2e}" for amount in rows["flops"].head(3)) + ", ..." * (len(rows) > 3)
+        warnings.append(f"left out, {why}: {len(rows)} budget{'s' * (len(rows) > 1)} ({named} FLOPs)")
     usable = found[found["why"] == ""]
     if len(usable) < BUDGETS:
         valid = "at least three budgets, each with four sizes around its best"

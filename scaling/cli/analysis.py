@@ -111,8 +111,8 @@ def fit(
 def plan_next(
     table: Annotated[Path, typer.Argument(help="The table of runs that collect wrote (csv or parquet).")],
     budget: Annotated[float, typer.Option(help="GPU-hours to spend.")],
-    map_: Map = None,
     output: Annotated[Path | None, typer.Option(help="FILE.json for the plan.")] = None,
+    map_: Map = None,
 ) -> None:
     """Say which size, images and strategy the fitted laws expect to be best for a budget, and which runs to add.
 

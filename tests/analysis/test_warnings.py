@@ -66,7 +66,7 @@ def test_starts_that_disagree() -> None:
     fit = fit_law(table, "broken-power", "x", "y")
     assert fit.agreeing < fit.tried / 5
     assert said(fit, f"only {fit.agreeing} of {fit.tried} starts reach the best minimum")
-    assert checks.warn_search({}, 1.0, tried=24, agreeing=24) == []
+    assert checks.warn_search(tried=24, agreeing=24) == []
 
 
 def test_standard_errors_that_cannot_be_had() -> None:
@@ -76,8 +76,14 @@ def test_standard_errors_that_cannot_be_had() -> None:
     assert fit.as_json()["parameters"]["c"]["standard_error"] is None
 
 
+def test_standard_errors_that_rest_on_few_points() -> None:
+    noisy = line(np.geomspace(1e6, 1e9, 30), noise=0.05)
+    assert said(fit_law(noisy, "power", "x", "y", delta=1e-3), "of 30 points within delta")
+    assert not said(fit_law(noisy, "power", "x", "y", delta=0.03), "within delta")
+
+
 def test_parameters_that_are_barely_told_apart() -> None:
-    assert "barely told apart" in checks.warn_search({}, 1e13, 1, 1)[0]
+    assert "barely told apart" in checks.warn_errors({}, 1e13, np.zeros(9), 1.0, 2)[0]
 
 
 def test_a_robust_and_a_plain_fit_that_disagree() -> None:
@@ -124,7 +130,7 @@ def budgets(offsets: tuple[float, ...], sizes: int = 7) -> pd.DataFrame:
 
 def test_budgets_without_a_minimum_inside_are_left_out_and_too_few_refused() -> None:
     fit = fit_law(budgets((1, 1, 1, 9)), "isoflop", ("n", "c"), "loss")
-    assert said(fit, "the budget of 1.00e+21 FLOPs has its minimum at the edge of its sizes and was left out")
+    assert said(fit, "left out, minimum at the edge of the sizes: 1 budget (1.00e+21 FLOPs)")
     assert fit.parameters["a"].value == pytest.approx(0.48, rel=1e-5)
     with pytest.raises(UserError, match="2 usable budgets"):
         fit_law(budgets((1, 1, 9)), "isoflop", ("n", "c"), "loss")
