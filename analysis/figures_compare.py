@@ -172,7 +172,8 @@ def loss_to_accuracy(tables: Tables) -> Picture | None:
     """Top-1 after finetuning against the pretraining loss of the parent, a panel for each strategy."""
     runs = tables.completed
     parents = runs[["study", "run", "pretrain_loss"]].rename(columns={"run": "parent", "pretrain_loss": "loss_before"})
-    columns = ["study", "run", "parent", "strategy", "encoder", "size", "seed", "protocol", "top1", "parameters"]
+    columns = ["study", "run", "parent", "strategy", "encoder", "size", "seed", "protocol", "top1", "parameters",
+               "total_images_seen"]  # fmt: skip
     data = runs.loc[(runs["protocol"] == "finetune") & runs["top1"].notna(), columns]
     data = data.merge(parents, on=["study", "parent"]).dropna(subset="loss_before")
     names = [name for name in style.strategy_order(data["strategy"]) if (data["strategy"] == name).sum() > 1][:PANELS]
@@ -181,12 +182,12 @@ def loss_to_accuracy(tables: Tables) -> Picture | None:
     figure, grid = style.panels(1, len(names), 11.6 if len(names) > 1 else 5.7, 4.1, sharey=True)
     for axes, name in zip(grid[0], names, strict=True):
         part, colour = data[data["strategy"] == name], style.hue(name)
-        for size, cell in part.groupby("size"):
-            axes.plot(cell["loss_before"], cell["top1"], style.marker(str(size)), color=colour, mec="white", mew=0.8)
+        style.scatter(axes, part["loss_before"], part["top1"], part["size"], colour)
+        means = part.groupby(["size", "total_images_seen"], dropna=False)[["loss_before", "top1"]].mean()
         try:
-            fit = fit_law(part, "sigmoid", "loss_before", "top1", delta=float("inf"))
+            fit = fit_law(means, "sigmoid", "loss_before", "top1", delta=float("inf"))
         except UserError:
-            axes.set_title(f"{style.strategy_name(name)}: too few runs for a curve", color=colour)
+            axes.set_title(f"{style.strategy_name(name)}: too few sizes for a curve", color=colour)
         else:
             places = np.linspace(part["loss_before"].min(), part["loss_before"].max(), 50)
             axes.plot(places, np.exp(LAWS["sigmoid"].curve(fit.theta, places[:, None])[0]), color=colour, linewidth=1.5)
@@ -198,7 +199,8 @@ def loss_to_accuracy(tables: Tables) -> Picture | None:
     style.size_legend(grid[0][0], style.size_order(data), above_title=True)
     caption = (
         "Does a lower pretraining loss mean a better classifier? Further right: lower loss; one marker a run. Line: a "
-        "sigmoid from loss to accuracy. Losses of different strategies are different quantities: read each panel alone."
+        "sigmoid from loss to accuracy through the means over seeds. Losses of different strategies are different "
+        "quantities: read each panel alone."
     )
     title = "From pretraining loss to accuracy"
     return Picture("loss_to_accuracy", title, caption, figure, data, wide=len(names) > 1)

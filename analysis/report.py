@@ -47,6 +47,7 @@ class Content:
 
     tables: Tables
     laws: Laws
+    speeds: pd.DataFrame
     published: pd.DataFrame | None
     efficiency: pd.DataFrame
     steps: pd.DataFrame
@@ -64,8 +65,9 @@ def write_report(source: Path, output: Path | None = None, workers: int = 1, wis
     reports = benches.read_benches(wishes.benches)
     published = read_published(wishes.published) if wishes.published else None
     tables = update_tables(source, source / TABLES, workers) if (source / STUDY).is_file() else read_tables(source)
+    rates = speeds(tables)
     content = Content(
-        tables, fit_study(tables), published, _efficiency(tables, reports), benches.steps(reports), wishes,
+        tables, fit_study(tables), rates, published, _efficiency(rates, reports), benches.steps(reports), wishes,
         tuning_section(source),
     )  # fmt: skip
     output = output or source / REPORT
@@ -76,9 +78,9 @@ def write_report(source: Path, output: Path | None = None, workers: int = 1, wis
     return output / INDEX
 
 
-def _efficiency(tables: Tables, reports: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def _efficiency(rates: pd.DataFrame, reports: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Of the runs and of the benches together."""
-    parts = [both_efficiencies(speeds(tables)), benches.efficiencies(reports)]
+    parts = [both_efficiencies(rates), benches.efficiencies(reports)]
     kept = [part for part in parts if len(part)]
     return pd.concat(kept, ignore_index=True) if kept else parts[1]
 
@@ -125,7 +127,7 @@ def render(content: Content, pictures: list[Picture]) -> str:
          + sections_speed.target_cost(tables, wishes.target, wishes.price)),
     ]  # fmt: skip
     of_speed = [
-        ("speed", "Speed", drawn("throughput") + sections_speed.speed(tables)),
+        ("speed", "Speed", drawn("throughput") + sections_speed.speed(tables, content.speeds)),
         ("parts", "Where the time goes", drawn("step_parts") + sections_speed.bench_steps(content.steps)),
         ("resources", "MFU and memory", drawn("resources")),
         ("efficiency", "More devices", drawn("efficiency") + sections_speed.efficiency(content.efficiency)),

@@ -9,7 +9,7 @@ from analysis import page
 from analysis.page import Column
 from analysis.sections import number_of
 from analysis.tables import Tables
-from analysis.throughput import STEADY_RULE, cost_to_accuracy, speeds
+from analysis.throughput import STEADY_RULE, cost_to_accuracy
 
 CELL = (
     Column("strategy", "Strategy", page.strategy, numeric=False),
@@ -64,9 +64,8 @@ EFFICIENCY_TABLE = (
 )
 
 
-def speed(tables: Tables) -> str:
-    """Medians over the runs of one kind, with the bootstrap interval where there is one run of it."""
-    runs = speeds(tables)
+def speed(tables: Tables, runs: pd.DataFrame) -> str:
+    """Medians over the runs of one kind of throughput.speeds, and the median of their intervals."""
     short = tables.metrics.groupby(["study", "run"]).ngroups - len(runs)
     note = f"<p>Too short for a steady state, so without a speed: {number_of(short, 'run')}.</p>" if short else ""
     if runs.empty:

@@ -101,9 +101,16 @@ class Picture:
         return self._render("svg", {"Date": None, "Creator": None})
 
     def _render(self, kind: str, metadata: dict[str, None]) -> bytes:
-        """The bytes of a file, free of what `metadata` names: dates and versions."""
+        """The bytes of a file, free of what `metadata` names: dates and versions.
+
+        The layout is settled once, before the first file: it costs as much as all the drawing.
+        """
         buffer = io.BytesIO()
         with drawing():
+            layout = self.figure.get_layout_engine()
+            if layout is not None:
+                layout.execute(self.figure)
+                self.figure.set_layout_engine(None)
             self.figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
         return buffer.getvalue()
 

@@ -48,10 +48,22 @@ def test_speeds_are_per_device_and_check_themselves(tables: Tables) -> None:
 def test_the_interval_of_a_median_covers_it() -> None:
     generator = np.random.default_rng(0)
     inside = 0
-    for seed in range(100):
-        low, high = median_interval(generator.normal(5, 1, 41), seed)
+    for _ in range(400):
+        low, high = median_interval(generator.normal(5, 1, 41))
         inside += low <= 5 <= high
-    assert 88 <= inside <= 100
+    assert 0.92 * 400 <= inside <= 0.98 * 400
+    assert median_interval(np.array([3.0])) == (3.0, 3.0)
+    assert np.isnan(median_interval(np.array([]))).all()
+
+
+@pytest.mark.parametrize("count", [5, 12, 41])
+def test_the_interval_of_a_median_is_what_drawing_again_gives(count: int) -> None:
+    generator = np.random.default_rng(count)
+    values = np.sort(generator.normal(5, 1, count))
+    drawn = np.sort(values[generator.integers(0, count, (40_000, count))], axis=1)
+    low, high = median_interval(values)
+    assert np.quantile(drawn[:, (count - 1) // 2], 0.025, method="inverted_cdf") == low
+    assert np.quantile(drawn[:, count // 2], 0.975, method="inverted_cdf") == high
 
 
 def test_weak_and_strong_efficiency() -> None:
