@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,8 @@ from analysis.variants import without_variants
 
 CURVES_A_CELL = 30
 """Curves drawn of one strategy, encoder, size and stage; of more, every so manieth."""
+LENGTHS_SHOWN = 5
+"""Lengths of training drawn of one strategy over parameters or FLOPs: evenly from the shortest to the longest."""
 CURVE_POINTS = 300
 """Points drawn of one loss curve; longer curves are thinned evenly."""
 
@@ -92,9 +95,11 @@ def accuracy(tables: Tables, against: str, published: pd.DataFrame | None = None
         "flops": "Higher is better; of two points at one height, the one further left got there with less computation.",
         "images": "Higher is better; of two points at one height, the one further left got there with fewer images.",
     }
+    several = data.groupby(["strategy", "encoder", "size"], dropna=False)["total_images_seen"].nunique().max() > 1
     caption = (
         "Each line is one strategy, each marker one model size"
         + (", averaged over seeds (faint dots: single seeds)" if data["seed"].nunique() > 1 else "")
+        + (f", of at most {LENGTHS_SHOWN} lengths of training" if against != "images" and several else "")
         + f". {reading[against]} Bars show the 95 % uncertainty that comes from the finite test split alone; "
         + "they say nothing about how much another random seed would change."
         + (PUBLISHED if published is not None and against == "parameters" else "")
@@ -107,6 +112,7 @@ def _accuracy_panel(axes: Axes, data: pd.DataFrame, column: str, sizes: list[str
     several = data["encoder"].nunique() > 1
     for strategy in style.strategy_order(data["strategy"]):
         for encoder, runs in data[data["strategy"] == strategy].groupby("encoder", dropna=False):
+            runs = runs if column == "total_images_seen" else _some_lengths(runs)
             cells = _cells(runs, column)
             colour = style.hue(strategy)
             for _, line in cells.groupby("line"):
@@ -129,12 +135,25 @@ def _accuracy_panel(axes: Axes, data: pd.DataFrame, column: str, sizes: list[str
     style.size_legend(axes, sizes)
 
 
+def _lengths(runs: pd.DataFrame) -> pd.Series:
+    """The place of each run's images among those of its size: 1 for the shortest."""
+    return runs.groupby("size")["total_images_seen"].rank(method="dense").fillna(1)
+
+
+def _some_lengths(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of at most LENGTHS_SHOWN lengths of training."""
+    lengths = _lengths(runs)
+    places = np.unique(lengths)
+    shown = places[np.unique(np.linspace(0, len(places) - 1, LENGTHS_SHOWN).round().astype(int))]
+    return runs[lengths.isin(shown)]
+
+
 def _cells(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """Means over seeds of one strategy, left to right; `line` says which of them a line joins.
 
     A line joins sizes of one length of training (the shortest of each, the next ...), or over images one size.
     """
-    length = runs.groupby("size")["total_images_seen"].rank(method="dense").fillna(1)
+    length = _lengths(runs)
     line = runs["size"].astype(str) if column == "total_images_seen" else length
     numbers = list(dict.fromkeys([column, "top1", "half_width"]))
     cells = runs.assign(line=line, length=length).groupby(["line", "size", "length"])[numbers].mean()
@@ -190,7 +209,7 @@ def _trade_off(data: pd.DataFrame, x: str, price: str, label: str) -> Figure:
         style.scatter(axes, part[x], part["top1"], part["size"], colour)
         last = part.iloc[-1]
         ends.append((float(last[x]), float(last["top1"]), style.strategy_name(strategy), colour))
-    style.log_axis(axes, "x", data[x], lambda value, _: f"{value:.3g}")
+    style.log_axis(axes, "x", data[x])
     axes.yaxis.set_major_formatter(FuncFormatter(style.percent))
     axes.margins(x=0.06, y=0.08)
     axes.set(xlabel=label, ylabel="Top-1 accuracy")
@@ -219,8 +238,12 @@ def loss_curves(tables: Tables, pretraining: bool) -> Picture | None:
     strategies = style.strategy_order(data["strategy"])
     width = 11.6 if len(strategies) > 2 else 5.8 * len(strategies)
     figure, axes = style.panels(1, len(strategies), width, 3.9, sharey=not pretraining)
-    for panel, strategy in zip(axes[0], strategies, strict=True):
+    ends = [
         _loss_panel(panel, data[data["strategy"] == strategy], style.size_order(runs))
+        for panel, strategy in zip(axes[0], strategies, strict=True)
+    ]
+    for panel, strategy, own in zip(axes[0], strategies, ends, strict=True):
+        style.label_ends(panel, own)  # which settles the limits, so when every panel of a shared axis is drawn
         panel.set_title(style.strategy_name(strategy), color=style.hue(strategy))
         panel.set_xlabel("Images seen")
     axes[0][0].set_ylabel("Pretraining loss, own unit each" if pretraining else "Classification loss while training")
@@ -244,7 +267,8 @@ def _shown_curves(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.loc[cells.cumcount() % every == 0, ["study", "run"]]
 
 
-def _loss_panel(axes: Axes, data: pd.DataFrame, sizes: list[str]) -> None:
+def _loss_panel(axes: Axes, data: pd.DataFrame, sizes: list[str]) -> list[tuple[float, float, str, Any]]:
+    """Draws the curves; the ends to label, those of the longest curve of each size."""
     present = [size for size in sizes if size in set(data["size"])]
     ends = []
     crowded = len(data) > 50 * style.RASTERIZE_ABOVE
@@ -261,7 +285,7 @@ def _loss_panel(axes: Axes, data: pd.DataFrame, sizes: list[str]) -> None:
     axes.margins(x=0.03)
     axes.xaxis.set_major_formatter(FuncFormatter(style.compact))
     axes.locator_params(axis="x", nbins=5)
-    style.label_ends(axes, ends)
+    return ends
 
 
 def study_pictures(tables: Tables, published: pd.DataFrame | None = None) -> list[Picture]:

@@ -209,7 +209,8 @@ def _estimates(
     warnings: list[str],
 ) -> dict[str, Estimate]:
     """Value, standard error and interval of every quantity of the law."""
-    estimates = {}
+    estimates: dict[str, Estimate] = {}
+    widened: list[str] = []
     for name, quantity in law.quantities.items():
         value, error = quantity.value(theta), errors[name]
         interval: intervals.Interval | None = None
@@ -220,11 +221,12 @@ def _estimates(
         elif units is not None:
             interval = units.interval(quantity)
             if not interval[0] <= value <= interval[1]:
-                warnings.append(
-                    f"{name}: robust and least-squares fits disagree; the interval was widened to hold both"
-                )
+                widened.append(name)
                 interval = (min(interval[0], value), max(interval[1], value))
         estimates[name] = Estimate(value, error, interval)
+    if widened:
+        names = ", ".join(widened)
+        warnings.append(f"{names}: robust and least-squares fits disagree; the intervals were widened to hold both")
     return estimates
 
 

@@ -134,11 +134,13 @@ def flops(value: object) -> str:
 
 
 def duration(value: object) -> str:
-    """Seconds as 47 s, 12 min, 3.4 h."""
+    """Seconds as 47 s, 12 min, 3.4 h, 1,428 h."""
     seconds = _float(value)
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
 
 
 def number(value: object) -> str:

@@ -48,7 +48,6 @@ CROSSING_TABLE = (
 PLANE_TABLE = (
     STRATEGY,
     *(Column(name, name, page.text) for name in ("E", "A", "B", "alpha", "beta", "a")),
-    WARNINGS,
 )
 ROLLOUT_TABLE = (
     STRATEGY,
@@ -142,12 +141,16 @@ def planes(laws: Laws) -> str:
     for name in style.strategy_order(laws.planes):
         fit = laws.planes[name]
         cells = {key: _with_interval(estimate.value, estimate.interval_95) for key, estimate in fit.parameters.items()}
-        rows.append({"strategy": name, **cells, "warnings": "; ".join(fit.warnings) or None})
+        rows.append({"strategy": name, **cells})
     if rows:
         parts.append(
             "<h3>error = E + A/N<sup>alpha</sup> + B/D<sup>beta</sup>, with 95 % intervals</h3>"
             + page.table(pd.DataFrame(rows), PLANE_TABLE)
         )
+    for name in style.strategy_order(laws.planes):
+        if laws.planes[name].warnings:
+            warnings = "; ".join(laws.planes[name].warnings)
+            parts.append(f"<p><b>{escape(style.strategy_name(name))}</b>: {escape(warnings)}.</p>")
     for why in dict.fromkeys(laws.planes_refused.values()):
         names = [style.strategy_name(name) for name, reason in laws.planes_refused.items() if reason == why]
         parts.append(f"<p>No law of size and images together for {escape(listing(sorted(names)))}: {escape(why)}.</p>")

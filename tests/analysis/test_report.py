@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.collect import collect_runs
+from analysis.figures import loss_curves
 from analysis.report import write_report
 from scaling.errors import UserError
 from scaling.rundir import STATUS, SUMMARY
@@ -44,6 +46,14 @@ def test_every_picture_has_its_three_files_and_stands_in_the_page(finished: Path
     assert {row.run: row.top1 for row in drawn.itertuples()} == {
         run: pytest.approx(summary["top1"]) for run, summary in summaries.items()
     }
+
+
+def test_no_loss_curve_runs_out_of_a_shared_axis(finished: Path) -> None:
+    picture = loss_curves(collect_runs(finished), pretraining=False)
+    assert picture is not None
+    bottom, top = picture.figure.axes[0].get_ylim()
+    assert bottom < picture.data["loss"].min()
+    assert picture.data["loss"].max() < top
 
 
 def test_the_same_tables_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
