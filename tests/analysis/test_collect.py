@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,11 +17,14 @@ from pandas.testing import assert_frame_equal
 
 from analysis import collect
 from analysis.collect import collect_runs, update_tables
+from analysis.report import write_report
 from analysis.runfolder import keep_metrics
 from analysis.tables import NAMES, Tables, read_tables, write_tables
 from scaling.errors import UserError
-from scaling.rundir import CONFIG, EVALUATIONS, METRICS, STATUS, SUMMARY
+from scaling.rundir import CONFIG, EVALUATIONS, METRICS, STATUS, STUDY, SUMMARY
 from tests.analysis.folders import STEPS, append, evaluation, metric, write_run, write_study
+
+FULL = bool(os.environ.get("ARMSCALE_FULL"))
 
 
 def only(tables: Tables, name: str, folder: Path) -> pd.DataFrame:
@@ -181,6 +187,39 @@ def test_collecting_again_reads_only_what_changed(tmp_path: Path, monkeypatch: p
     fresh = collect_runs(study)
     for field in fields(Tables):
         assert_frame_equal(getattr(again, field.name), getattr(fresh, field.name), check_like=True)
+
+
+@pytest.mark.slow
+def test_of_a_large_study_every_file_is_read_once_and_then_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """About 10,000 run folders in the full form; the report of so many stays a page that a browser can hold."""
+    sizes, seeds = ("pico", "nano", "micro", "tiny", "small"), tuple(range(333 if FULL else 8))
+    study, folder = write_study(tmp_path, sizes=sizes, seeds=seeds), tmp_path / "tables"
+    runs, finetuned, read = 30 * len(seeds), 20 * len(seeds), Counter[str]()
+    real = Path.read_text
+
+    def counting(path: Path, *arguments: Any, **options: Any) -> str:
+        text = real(path, *arguments, **options)
+        read[path.name] += 1
+        return text
+
+    monkeypatch.setattr(Path, "read_text", counting)
+    tables = update_tables(study, folder)
+    assert len(tables.completed) == runs
+    assert read == dict.fromkeys((CONFIG, STATUS, SUMMARY, METRICS), runs) | {EVALUATIONS: finetuned, STUDY: 1}
+    read.clear()
+    update_tables(study, folder)
+    assert read == {STUDY: 1}
+    append(next(study.glob("scratch*")) / EVALUATIONS, evaluation(0.9, step=20))
+    read.clear()
+    assert len(update_tables(study, folder).evaluations) == finetuned + 1
+    assert read == dict.fromkeys((CONFIG, STATUS, SUMMARY, METRICS, EVALUATIONS, STUDY), 1)
+    if FULL:
+        text = write_report(folder).read_text()
+        assert len(text) < 10_000_000
+        assert text.count("<td") < 20_000
+        assert max(path.stat().st_size for path in (folder / "report").glob("figures/*.svg")) < 2_000_000
 
 
 def test_updating_writes_only_the_tables_that_changed(tmp_path: Path) -> None:
