@@ -182,8 +182,9 @@ def _facts(tables: Tables) -> list[tuple[str, str]]:
     if len(parameters):
         span = (page.count(parameters.min()), page.count(parameters.max()))
         facts.append((" – ".join(dict.fromkeys(span)), "parameters"))
-    facts.append((str(tables.runs["seed"].nunique()), "random seeds a cell" if tables.runs["seed"].nunique() > 1 else
-                  "random seed a cell"))  # fmt: skip
+    seeds = tables.runs["seed"].nunique()
+    if seeds:
+        facts.append((str(seeds), "random seeds a cell" if seeds > 1 else "random seed a cell"))
     seconds = tables.completed["gpu_seconds"].sum()
     if seconds > 0:
         facts.append((page.duration(seconds), "device time"))

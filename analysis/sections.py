@@ -174,7 +174,7 @@ def _caution(data: pd.DataFrame) -> str:
         if width == width
         else ""
     )
-    if seeds.max() == 1:
+    if seeds.max() <= 1:
         return (
             "Every number is the last evaluation of one run, never the best of several. "
             + sampling
