@@ -12,58 +12,108 @@ import pytest
 from safetensors.torch import load_file
 
 from scaling import rundir
+from scaling.checkpoint import committed
 from tests.scaling.runs import carry_out, command, curve, environment, rank_pids, small_config, write_run
 
 FULL = bool(os.environ.get("ARMSCALE_FULL"))
 OPTIONS = {"drop_path": 0.2, "ema": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_group": 4, "randaugment": "", "lr": 1e-3}
-MOST_SECONDS = 120.0
+STEPS_A_KILL = 20
+KILLS = [("single", 1, 24), ("ddp", 2, 8), ("fsdp", 2, 8), ("deepspeed", 2, 8)]
+if not FULL:
+    KILLS = [("single", 1, 6), ("fsdp", 2, 2), ("deepspeed", 2, 2)]
 
 
-def kill_in_a_write(folder: Path, process: subprocess.Popen[bytes], ranks: int, drawn: random.Random) -> bool:
-    """Kills a drawn rank inside the write of one of the first checkpoints; whether it still ran."""
-    wanted, seen, late = drawn.randint(1, 3), set[str](), drawn.uniform(0, 0.01)
-    while process.poll() is None and len(seen) < wanted:
-        seen |= {path.name for path in (folder / rundir.CHECKPOINTS).glob(".step-*")}
-        time.sleep(0.0005)
-    time.sleep(late)
-    return kill(process, ranks, drawn)
+def start(folder: Path, ranks: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command(folder, ranks=ranks),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
-def kill(process: subprocess.Popen[bytes], ranks: int, drawn: random.Random) -> bool:
-    pids = rank_pids(process.pid) if ranks > 1 else {0: process.pid}
+def steps_of(folder: Path) -> int:
+    """Steps that are recorded, those made twice counted twice."""
+    return len(rundir.read_lines(folder / rundir.METRICS)[0])
+
+
+def unfinished(folder: Path) -> set[str]:
+    """Folders of checkpoints that are being written, or whose writing was killed."""
+    return {path.name for path in (folder / rundir.CHECKPOINTS).glob(".step-*")}
+
+
+def wait_for_a_write(
+    folder: Path, process: subprocess.Popen[bytes], ranks: int, drawn: random.Random
+) -> dict[int, int]:
+    """Until a drawn moment inside the write of one of the first checkpoints; the ranks' processes."""
+    old, wanted, seen, pids = unfinished(folder), drawn.randint(1, 3), set[str](), dict[int, int]()
+    while process.poll() is None:
+        if len(pids) < ranks:
+            time.sleep(0.02)
+            pids = pids_of(process, ranks)
+        seen |= unfinished(folder) - old
+        time.sleep(drawn.uniform(0, 0.01) if len(seen) >= wanted else 0.0005)
+        if len(seen) >= wanted and unfinished(folder) - old:
+            break
+    return pids
+
+
+def wait_for_any_moment(folder: Path, process: subprocess.Popen[bytes], until: float) -> None:
+    """Until the time `until`, or some steps more where the machine is quicker than it was."""
+    rows = steps_of(folder)
+    while process.poll() is None and time.monotonic() < until and steps_of(folder) < rows + STEPS_A_KILL // 2:
+        time.sleep(0.005)
+
+
+def pids_of(process: subprocess.Popen[bytes], ranks: int) -> dict[int, int]:
+    return rank_pids(process.pid) if ranks > 1 else {0: process.pid}
+
+
+def kill(process: subprocess.Popen[bytes], pids: dict[int, int], ranks: int, drawn: random.Random) -> bool:
+    """Kills a drawn rank, and torchrun ends the others; whether all were running."""
     alive = process.poll() is None and len(pids) == ranks
     if alive:
         os.kill(pids[drawn.randrange(ranks)], signal.SIGKILL)
     elif process.poll() is None:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return alive
 
 
+def started(folder: Path, process: subprocess.Popen[bytes]) -> float:
+    """Seconds until the run has made half of the steps that it makes between two kills."""
+    began = time.monotonic()
+    while process.poll() is None and steps_of(folder) < STEPS_A_KILL // 2:
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "ranks", "kills"), [("single", 1, 24 if FULL else 6), ("ddp", 2, 8 if FULL else 2)])
+@pytest.mark.parametrize(("engine", "ranks", "kills"), KILLS)
 def test_killed_at_drawn_moments(tmp_path: Path, shards: Path, engine: str, ranks: int, kills: int) -> None:
     """Every second kill inside a write, the others at any moment from start-up on; to the bit alone, else to 1e-6."""
-    options = OPTIONS | {"images": 16 * (10 * kills), "keep_checkpoints": 3}
+    options = OPTIONS | {"images": 16 * STEPS_A_KILL * kills, "keep_checkpoints": 3}
     config = dataclasses.replace(small_config(shards, stage="finetune", strategy="scratch", **options), engine=engine)
     whole, broken = write_run(config, tmp_path / "whole"), write_run(config, tmp_path / "broken")
-    began = time.monotonic()
-    expected = curve(carry_out(whole, ranks=ranks))
-    seconds = time.monotonic() - began
-    drawn, killed = random.Random(0), []
-    while len(killed) < kills and not (broken / rundir.SUMMARY).exists():
-        process = subprocess.Popen(
-            command(broken, ranks=ranks), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        if len(killed) % 2 == 0:
-            killed.append(kill_in_a_write(broken, process, ranks, drawn))
+    undisturbed = start(whole, ranks)
+    seconds = started(whole, undisturbed)
+    assert undisturbed.wait() == 0
+    expected = curve(rundir.read_lines(whole / rundir.METRICS)[0])
+    drawn, killed, torn = random.Random(0), 0, 0
+    while killed < kills and not (broken / rundir.SUMMARY).exists():
+        old, process = unfinished(broken), start(broken, ranks)
+        if killed % 2 == 0:
+            pids = wait_for_a_write(broken, process, ranks, drawn)
         else:
-            time.sleep(drawn.uniform(0.2, 0.6) * min(seconds, MOST_SECONDS))
-            killed.append(kill(process, ranks, drawn))
-        left = sorted(path.name for path in (broken / rundir.CHECKPOINTS).glob("*step*"))
-        print(f"kill {len(killed)} of {engine}: {killed[-1]}, {left}")
+            wait_for_any_moment(broken, process, time.monotonic() + drawn.uniform(0, seconds))
+            pids = pids_of(process, ranks)
+        writing = bool(unfinished(broken) - old)
+        alive = kill(process, pids, ranks, drawn)
+        killed, torn = killed + alive, torn + (alive and writing)
+        print(f"{engine}: {killed} kills, {torn} inside a write, {len(committed(broken))} checkpoints", flush=True)
     ours = curve(carry_out(broken, ranks=ranks))
-    assert sum(killed) >= kills // 2
+    assert (killed, torn >= kills // 2) == (kills, True), (killed, torn)
     if ranks == 1:
         assert ours == expected
         mine, theirs = (load_file(folder / "weights.safetensors") for folder in (broken, whole))
