@@ -113,7 +113,6 @@ def step_and_slope(delta, shift, SOFTPLUS: tl.constexpr):
 def backward_chunk(
     adjoint, sums, h, channel, pointers, strides, start, length,
     SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr,
-    KEPT: tl.constexpr,
 ):  # fmt: skip
     """From the state h before a chunk and the adjoint of the state after it: forward again, then back.
 
@@ -127,14 +126,13 @@ def backward_chunk(
     raws = read_tokens(delta, strides[2], places, masks, EVERY)
     grads = read_tokens(dout, strides[0], places, masks, EVERY)
     gates = read_tokens(z, strides[3], places, masks, EVERY) if GATED else ()
-    before, decays, steps, slopes, dys, gate_gradients = (h,), (), (), (), (), ()
+    before, steps, slopes, dys, gate_gradients = (h,), (), (), (), ()
     for k in tl.static_range(EVERY):
         x, dy = tokens[k].to(tl.float32), grads[k].to(tl.float32)
         s, slope = step_and_slope(raws[k], shift, SOFTPLUS)
         dt = s * LN2
         bt = tl.load(B + places[k] * strides[4])
-        decay = tl.exp2(s * a)
-        h = decay * h + (dt * x) * bt[:, None]
+        h = tl.exp2(s * a) * h + (dt * x) * bt[:, None]
         if GATED:
             ct = tl.load(C + places[k] * strides[4])
             y = add_over_states(skip * x, h, ct[:, None])
@@ -146,7 +144,7 @@ def backward_chunk(
         if k % 2 == 1:
             of_pair = before[k] * dys[k - 1], h * dy
             store_channel_sums(dC, strides[4], of_pair[0], of_pair[1], order, start + (k - 1), length, ORDERED, CUT)
-        before, decays, steps = before + (h,), decays + (decay,), steps + (dt,)
+        before, steps = before + (h,), steps + (dt,)
         slopes, dys = slopes + (slope,), dys + (dy,)
     if GATED:
         for k in tl.static_range(EVERY):
@@ -166,8 +164,8 @@ def backward_chunk(
             of_pair = of_B[EVERY - 1 - k], of_B[EVERY - 2 - k]
             store_channel_sums(dB, strides[4], of_pair[0], of_pair[1], order, start + k, length, ORDERED, CUT)
         ddrive = add_over_states(tl.zeros(dt.shape, tl.float32), g, bt[:, None])
-        # Other values of the same steps: were they the same, the compiler would keep all exponentials, and spill them.
-        g *= decays[k] if k < KEPT else tl.exp2(dt * LOG2E * a)
+        # Another value of the same step: were it s, the compiler would keep the chunk's exponentials, and spill them.
+        g *= tl.exp2(dt * LOG2E * a)
         product = g * before[k]
         sum_A += product * dt
         draw = add_over_states(ddrive * x, product, a) * slopes[k]
@@ -184,7 +182,7 @@ def scan_backward(
     length, per_group, batch, state, u_batch, delta_batch, z_batch,
     channels: tl.constexpr, u_token: tl.constexpr, delta_token: tl.constexpr, z_token: tl.constexpr,
     groups: tl.constexpr, SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr,
-    N: tl.constexpr, BLOCK: tl.constexpr, EVERY: tl.constexpr, KEPT: tl.constexpr, STAGES: tl.constexpr,
+    N: tl.constexpr, BLOCK: tl.constexpr, EVERY: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Chunks of EVERY tokens from the last to the first. A is (state, channels).
 
@@ -219,12 +217,12 @@ def scan_backward(
     if whole * EVERY < length:
         h = tl.load(states + (whole * batch + b) * N * channels + rows, mask=mask, other=0.0)
         g, sums = backward_chunk(
-            g, sums, h, channel, pointers, strides, whole * EVERY, length, SOFTPLUS, GATED, ORDERED, True, EVERY, KEPT
+            g, sums, h, channel, pointers, strides, whole * EVERY, length, SOFTPLUS, GATED, ORDERED, True, EVERY
         )
     for chunk in tl.range(whole - 1, -1, -1, num_stages=STAGES):
         h = tl.load(states + (chunk * batch + b) * N * channels + rows, mask=mask, other=0.0)
         g, sums = backward_chunk(
-            g, sums, h, channel, pointers, strides, chunk * EVERY, length, SOFTPLUS, GATED, ORDERED, False, EVERY, KEPT
+            g, sums, h, channel, pointers, strides, chunk * EVERY, length, SOFTPLUS, GATED, ORDERED, False, EVERY
         )
     of_channels += b * (N + 2) * channels + d
     tl.store(of_channels + rows, sums[0], mask=mask)

@@ -22,8 +22,6 @@ CHANNELS_A_THREAD = 2
 """Of the forward: they share what a thread reads of B and C. The backward's registers hold one channel."""
 BACKWARD_BLOCK = 32
 """Channels of a program of the backward, one warp."""
-KEPT = 0
-"""Tokens of a chunk whose decays the backward keeps, 16 registers each, rather than compute them again."""
 STAGES = 2
 """Chunks of kept states, B and C under way at once in the backward."""
 
@@ -121,7 +119,7 @@ def backward(inputs: ScanInputs, states: Tensor, dout: Tensor) -> ScanGradients:
     of_matrices = states.new_empty(2, blocks, batch, length, inputs.groups, N)
     of_channels = states.new_empty(batch, N + 2, channels)
     outputs = (states, dout.contiguous(), du, ddelta, dz, of_matrices, of_channels)
-    given.launch(scan_backward, outputs, BACKWARD_BLOCK, KEPT=KEPT, STAGES=STAGES)
+    given.launch(scan_backward, outputs, BACKWARD_BLOCK, STAGES=STAGES)
     dB, dC = of_matrices.sum(1)[..., :state]
     of_channels = of_channels.sum(0)
     return ScanGradients(

@@ -62,7 +62,7 @@ def _kernels(directions: int) -> list[_Kernel]:
             _Kernel(kernel, scan | {"BLOCK": wide} | rest, 1, STATES * wide / 32 * triton_scan.EVERY)
             for kernel, wide, rest in (
                 (triton_kernels.scan_forward, block, {"KEEP": True}),
-                (triton_kernels.scan_backward, back, {"KEPT": triton_scan.KEPT, "STAGES": triton_scan.STAGES}),
+                (triton_kernels.scan_backward, back, {"STAGES": triton_scan.STAGES}),
             )
         ),
         *(
