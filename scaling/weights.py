@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import safe_open
 from safetensors.torch import save
 
+from data.imagenet import NORMALIZATION
 from models.weights import WEIGHTS, header_of
 from scaling import files
 
 if TYPE_CHECKING:
     from scaling.run import Run
+
+Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of RGB values from 0 to 1."""
 
 
 def export(run: Run) -> None:
@@ -30,3 +36,20 @@ def export(run: Run) -> None:
     run.attempt.check()
     with files.atomic_write(run.attempt.folder / WEIGHTS) as file:
         file.write(save(tensors, metadata))
+
+
+def normalization(path: Path) -> Normalization:
+    """The mean and deviation of the images that the weights in a file or run folder were trained on.
+
+    A run's weights have theirs in the header; whatever has none came from the official code, which takes the constants
+    of published ImageNet models.
+    """
+    path = path / WEIGHTS if path.is_dir() else path
+    if path.suffix != ".safetensors" or not path.is_file():
+        return NORMALIZATION
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+    if "mean" not in header:
+        return NORMALIZATION
+    (red, green, blue), (r, g, b) = json.loads(header["mean"]), json.loads(header["std"])
+    return (red, green, blue), (r, g, b)

@@ -15,7 +15,9 @@ def evaluate(
         Path,
         typer.Argument(metavar="CHECKPOINT", help="A run folder, its weights.safetensors, or an official checkpoint."),
     ],
-    shards: Annotated[str, typer.Argument(metavar="SHARDS", help="Packed images with splits train and test (or val).")],
+    shards: Annotated[
+        str, typer.Argument(metavar="SHARDS", help="Packed images: split test or val; k-NN and probe read train too.")
+    ],
     kind: Annotated[str, typer.Option(help="classification, pretrain_loss, knn or linear_probe.")] = "classification",
     dataset: Annotated[str, typer.Option(help="classification: imagenet-v2, -a, -r, -sketch or -real instead.")] = "",
     path: Annotated[str, typer.Option(help="Its packed shards, or the file of labels of imagenet-real.")] = "",
@@ -35,6 +37,7 @@ def evaluate(
     from scaling.evaluate import BUILDERS
     from scaling.evaluate.subject import subject_from
     from scaling.files import write_json
+    from scaling.weights import normalization
 
     choice("--kind", kind, KINDS)
     choice("--precision", precision, PRECISIONS)
@@ -42,7 +45,10 @@ def evaluate(
     stage = "finetune" if type(module).__name__ == "Classifier" else "pretrain"
     options = EvaluatorConfig(kind, dataset=dataset, path=path)
     check_evaluator(options, stage, "evaluate")
-    subject = subject_from(module, shards, eval_resize=resize, batch=batch, workers=workers, precision=precision)
+    subject = subject_from(
+        module, shards, eval_resize=resize, batch=batch, workers=workers, precision=precision,
+        normalization=normalization(checkpoint),
+    )  # fmt: skip
     row = BUILDERS[kind](subject, options)
     assert row is not None
     if subject.rank.rank == 0:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data.batch import EvaluationBatch, normalize
 from data.config import Augmentation
 from data.holdout import Part
-from data.index import TRAIN, Index, read_index, split_folder
+from data.index import TRAIN, Index, has_split, read_index, split_folder
 from data.stream import open_evaluation
 from models.arm import ARM
 from models.classifier import Classifier
@@ -23,6 +23,7 @@ from models.mae import MAE
 from scaling.config import RunConfig, augmentation
 from scaling.environment import Rank
 from scaling.errors import UserError
+from scaling.weights import Normalization
 
 if TYPE_CHECKING:
     from scaling.run import Run
@@ -142,13 +143,18 @@ def subject_from(
     batch: int = 256,
     workers: int = 0,
     precision: str = "fp32",
+    normalization: Normalization | None = None,
 ) -> Subject:
-    """A module from a file, on this process's ranks and the data in `shards`, both splits of which may be read.
+    """A module from a file, on this process's ranks and the data in `shards`, whose evaluation split alone may be there
+    where nothing is fitted.
 
+    `normalization` is the mean and deviation that the weights know (scaling.weights), by default those of the shards.
     UserError where a classifier knows another number of classes than the data.
     """
     assert isinstance(module, ARM | MAE | Classifier)
-    index = read_index(split_folder(shards, TRAIN))
+    index = read_index(split_folder(shards, TRAIN if has_split(shards, TRAIN) else TEST))
+    if normalization is not None:
+        index = dataclasses.replace(index, mean=normalization[0], std=normalization[1])
     if isinstance(module, Classifier) and module.config.classes != len(index.classes):
         raise UserError("SHARDS", shards, f"data of {module.config.classes} classes", why=f"{len(index.classes)} there")
     rank = Rank.from_environment()
