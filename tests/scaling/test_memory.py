@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from models.parameters import parameters
 from scaling.bench.memory import peak_bytes
 from scaling.bench.ranks import RankCase, measure
 from scaling.bench.trainer import StepCase, Trainer, resident_inputs
@@ -15,7 +16,7 @@ from scaling.devices import DEVICES, dense_peak, find_device, usable_memory
 from scaling.dryrun import dry_run
 from scaling.environment import Rank
 from scaling.errors import UserError
-from scaling.memory import FP32, memory, unit_parameters
+from scaling.memory import FP32, memory
 
 CPU = torch.device("cpu")
 BOUND = (0.9, 1.2)
@@ -53,7 +54,8 @@ def test_estimate_against_a_real_step(case: StepCase) -> None:
 
 @pytest.mark.slow
 def test_sharded_engines_on_real_ranks() -> None:
-    """The estimate, and the dry run: beside it gloo clones what it reduces, the gradients of up to two blocks."""
+    """The estimate, and the dry run: beside it gloo clones what it reduces until it is sent, so that the clones of any
+    number of blocks may be there at once (from 1.5 to 4.7 of the 16 were seen, by the load of the machine)."""
     tiny = StepCase(size="tiny", micro_batch=2, engine="fsdp")
     cases = [
         dataclasses.replace(tiny, engine="ddp"),
@@ -64,8 +66,8 @@ def test_sharded_engines_on_real_ranks() -> None:
     jobs = [RankCase(case, backend="torch", rounds=1) for case in cases]
     for case, row in zip(cases, measure(jobs, 2, device="cpu"), strict=True):
         measured, config = row["peak_memory_bytes"], case.config(2)
-        units = unit_parameters(config.encoder_config(), config.objective_config(1000))
-        cloned = 2 * FP32 * units.block if case.engine == "fsdp" else 0
+        counts = parameters(config.encoder_config(), config.objective_config(1000))
+        cloned = FP32 * (counts.trained - counts.outside) if case.engine == "fsdp" else 0
         dry = dry_run(config, 2, 1000, on_gpu=False).peak
         assert dry / 1.02 <= measured <= 1.02 * (dry + cloned), case
         measured -= 2 * 3 * 192 * 192 * 4
