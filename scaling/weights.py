@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from safetensors import safe_open
 from safetensors.torch import save
 
-from data.imagenet import NORMALIZATION
 from models.weights import WEIGHTS, header_of
 from scaling import files
 
@@ -44,6 +43,8 @@ def normalization(path: Path) -> Normalization:
     A run's weights have theirs in the header; whatever has none came from the official code, which takes the constants
     of published ImageNet models.
     """
+    from data.imagenet import NORMALIZATION  # and with it scipy.io, which no rank of a run needs
+
     path = path / WEIGHTS if path.is_dir() else path
     if path.suffix != ".safetensors" or not path.is_file():
         return NORMALIZATION

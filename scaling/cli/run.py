@@ -32,6 +32,9 @@ def run(
     from scaling.run import execute, run_folder
     from scaling.stop import EXIT_STOPPED, Stopped
 
+    for option, value in (("--ranks", ranks), ("--device", device)):
+        if value and not dry_run:
+            raise UserError(option, value, "nothing without --dry-run: a run's ranks and devices are its launcher's")
     loaded = load_run(config, overrides)
     if dry_run:
         _try_out(loaded, ranks or loaded.resources.nodes * loaded.resources.gpus_per_node, device)

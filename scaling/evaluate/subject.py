@@ -23,10 +23,10 @@ from models.mae import MAE
 from scaling.config import RunConfig, augmentation
 from scaling.environment import Rank
 from scaling.errors import UserError
-from scaling.weights import Normalization
 
 if TYPE_CHECKING:
     from scaling.run import Run
+    from scaling.weights import Normalization
 
 TEST = "test"
 

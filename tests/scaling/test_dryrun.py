@@ -94,4 +94,6 @@ def test_the_command(tmp_path: Path) -> None:
     assert (status, "--device" in told, "Traceback" in told) == (2, True, False), told
     status, told = try_out("engine=deepspeed")
     assert (status, "by formula alone" in told) == (0, True), told
+    ended = armscale("run", "run.yaml", "--ranks", "16", cwd=tmp_path)
+    assert (ended.returncode, "--ranks" in ended.stderr, "--dry-run" in ended.stderr) == (2, True, True), ended.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
