@@ -84,6 +84,8 @@ def _mamba_block(encoder: EncoderConfig, length: int, interval: int | None, e: i
     # Into and out of the projection in, the convolution's and dt's outputs, the low-rank projections, into the one out.
     mixer = e * (tokens + 2 * tokens + 2 * packed + directions * length * (rank + 2 * STATE) + tokens)
     mixer += FP32 * -(-length // (interval or _root(length))) * directions * width * STATE
+    if directions == 1 and interval:
+        mixer += e * tokens  # the triton scan's output before the gate
     if directions > 1:  # the mean over directions and the gate, which one direction leaves to the scan
         mixer += 2 * e * tokens
     mlp = e * (tokens + 4 * length * hidden)

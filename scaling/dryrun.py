@@ -135,7 +135,7 @@ def _partial_sums(args: tuple[Any, ...]) -> int:
     inputs, backend = ScanInputs(*args[: len(ScanInputs._fields)]), args[-1]
     if backend != "triton":
         return 0
-    _, batch, state, channels = load("selective_scan", backend).states_shape(inputs)
+    (_, batch, state, channels), _ = load("selective_scan", backend).kept_shapes(inputs)
     programs = -(-channels // inputs.groups // load("selective_scan", backend).BACKWARD_BLOCK)
     return 2 * 4 * programs * batch * inputs.u.shape[1] * inputs.groups * int(state)
 

@@ -26,10 +26,10 @@ def sizes_of(inputs: ScanInputs) -> Sizes:
     )
 
 
-def states_shape(inputs: ScanInputs) -> tuple[int, ...]:
-    """(kept states, batch, channels / 16, state, 16)."""
+def kept_shapes(inputs: ScanInputs) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the states, (kept states, batch, channels / 16, state, 16); nothing else is kept."""
     sizes = sizes_of(inputs)
-    return -(-sizes.length // sizes.every), sizes.batch, sizes.channels // LANES, sizes.state, LANES
+    return (-(-sizes.length // sizes.every), sizes.batch, sizes.channels // LANES, sizes.state, LANES), (0,)
 
 
 def arrays_of(inputs: ScanInputs, sizes: Sizes) -> Arrays:
@@ -58,24 +58,24 @@ def scratch_for(sizes: Sizes) -> Scratch:
     return Scratch(*torch.empty(sum(lengths)).split(lengths))
 
 
-def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor]:
-    """The output (batch, length, channels) and, if `keep_states`, the states before every `interval`-th token."""
+def forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The output (batch, length, channels) and, if `keep`, the states before every `interval`-th token."""
     sizes = sizes_of(inputs)
     arrays = arrays_of(inputs, sizes)
-    kept, *shape = states_shape(inputs)
-    states = torch.empty([kept if keep_states else 0, *shape])
+    shape, ungated = kept_shapes(inputs)
+    states = torch.empty(shape if keep else (0,))
     out = torch.empty(sizes.batch, sizes.length, sizes.channels)
-    given, to, keep = addresses(arrays), out.data_ptr(), states.data_ptr() if keep_states else 0
+    given, to, kept = addresses(arrays), out.data_ptr(), states.data_ptr() if keep else 0
 
     def run(_: int, start: int, stop: int) -> None:
         h = torch.empty(kernels.BLOCK * sizes.state)
-        kernels.forward(start, stop, sizes, given, h.data_ptr(), to, keep)
+        kernels.forward(start, stop, sizes, given, h.data_ptr(), to, kept)
 
     share(sizes.batch * sizes.groups * kernels.blocks_of(sizes), run)
-    return unpad(out, inputs.u.shape[2], sizes.groups).to(inputs.u.dtype), states
+    return unpad(out, inputs.u.shape[2], sizes.groups).to(inputs.u.dtype), states, inputs.u.new_empty(ungated)
 
 
-def backward(inputs: ScanInputs, states: Tensor, dout: Tensor) -> ScanGradients:
+def backward(inputs: ScanInputs, states: Tensor, ungated: Tensor, dout: Tensor) -> ScanGradients:
     """Gradients of all inputs, each in the dtype of its input, from the states kept by `forward`."""
     sizes = sizes_of(inputs)
     arrays, dout = arrays_of(inputs, sizes), pad(dout, sizes.channels, sizes.groups)

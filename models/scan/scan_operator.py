@@ -1,7 +1,8 @@
 """The selective scan as one operator of torch.library, with a backend chosen at each call.
 
 Compile, FSDP and activation checkpointing see two opaque operators, forward and backward, with shapes and gradients
-registered; a backend is a module with `forward(inputs, keep_states)` and `backward(inputs, states, dout)`.
+registered. A backend is a module with `kept_shapes(inputs)`, `forward(inputs, keep)` and `backward(inputs, states,
+ungated, dout)`; kept for the backward are states and, unless it is computed again, the output before the gate.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def selective_scan(
     name = choose("selective_scan", backend, u.device.type, inputs.accumulator)
     if name in ("reference", "cuda"):  # differentiated by autograd itself, and by mamba-ssm
         return load("selective_scan", name).selective_scan(inputs)
-    keep_states = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-    return torch.ops.armscale.selective_scan(*inputs, keep_states, name)[0]
+    keep = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    return torch.ops.armscale.selective_scan(*inputs, keep, name)[0]
 
 
 INPUTS = (
@@ -54,31 +55,32 @@ INPUTS = (
 )
 """The fields of ScanInputs as torch.library writes them."""
 
-torch.library.define("armscale::selective_scan", f"({INPUTS}, bool keep_states, str backend) -> (Tensor, Tensor)")
+torch.library.define("armscale::selective_scan", f"({INPUTS}, bool keep, str backend) -> (Tensor, Tensor, Tensor)")
 torch.library.define(
-    "armscale::selective_scan_backward", f"({INPUTS}, Tensor states, Tensor dout, str backend) -> Tensor[]"
+    "armscale::selective_scan_backward",
+    f"({INPUTS}, Tensor states, Tensor ungated, Tensor dout, str backend) -> Tensor[]",
 )
 
 
 @torch.library.impl("armscale::selective_scan", "default")
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *fields, keep_states, backend = arguments
-    return load("selective_scan", backend).forward(ScanInputs(*fields), keep_states)
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, keep, backend = arguments
+    return load("selective_scan", backend).forward(ScanInputs(*fields), keep)
 
 
 @torch.library.register_fake("armscale::selective_scan")
-def _forward_shapes(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *fields, keep_states, backend = arguments
+def _forward_shapes(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, keep, backend = arguments
     inputs = ScanInputs(*fields)
-    kept, *shape = load("selective_scan", backend).states_shape(inputs)
-    states = inputs.u.new_empty([kept if keep_states else 0, *shape], dtype=inputs.accumulator)
-    return inputs.u.new_empty(inputs.u.shape), states
+    states, ungated = load("selective_scan", backend).kept_shapes(inputs) if keep else ((0,), (0,))
+    empty = inputs.u.new_empty
+    return empty(inputs.u.shape), empty(states, dtype=inputs.accumulator), empty(ungated)
 
 
 @torch.library.impl("armscale::selective_scan_backward", "default")
 def _backward(*arguments: Any) -> list[Tensor]:
-    *fields, states, dout, backend = arguments
-    gradients = load("selective_scan", backend).backward(ScanInputs(*fields), states, dout)
+    *fields, states, ungated, dout, backend = arguments
+    gradients = load("selective_scan", backend).backward(ScanInputs(*fields), states, ungated, dout)
     # An operator returns tensors alone: an empty one stands for the gradient of an input that was not given. Compiled
     # code relies on the strides that the fake gives.
     return [dout.new_empty(0) if gradient is None else gradient.contiguous() for gradient in gradients]
@@ -90,15 +92,15 @@ def _backward_shapes(*arguments: Any) -> list[Tensor]:
     return [dout.new_empty(0) if x is None else x.new_empty(x.shape) for x in arguments[: len(ScanGradients._fields)]]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, ctx.delta_softplus, order, _, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, order, output[1])
+    ctx.save_for_backward(*tensors, order, *output[1:])
 
 
-def _differentiate(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, order, states = ctx.saved_tensors
+def _differentiate(ctx: Any, dout: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, order, states, ungated = ctx.saved_tensors
     gradients = torch.ops.armscale.selective_scan_backward(
-        *tensors, ctx.delta_softplus, order, states, dout, ctx.backend
+        *tensors, ctx.delta_softplus, order, states, ungated, dout, ctx.backend
     )
     wanted = [gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)]
     return (*wanted, None, None, None, None)

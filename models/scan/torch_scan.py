@@ -21,10 +21,11 @@ PARALLEL_ELEMENTS = 1 << 20
 """A step on fewer state elements than this is too short to share between threads: starting them costs more."""
 
 
-def states_shape(inputs: ScanInputs) -> tuple[int, ...]:
-    """(kept states, batch, groups, state, channels a group)."""
+def kept_shapes(inputs: ScanInputs) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the states, (kept states, batch, groups, state, channels a group); nothing else is kept."""
     batch, length, channels = inputs.u.shape
-    return -(-length // interval(length)), batch, inputs.groups, inputs.A.shape[1], channels // inputs.groups
+    kept = -(-length // interval(length))
+    return (kept, batch, inputs.groups, inputs.A.shape[1], channels // inputs.groups), (0,)
 
 
 class Steps(NamedTuple):
@@ -86,19 +87,19 @@ def advance(h: Tensor, decay: Tensor, steps: Steps, t: int) -> None:
     h.mul_(decay).addcmul_(steps.B[t].unsqueeze(3), steps.drive[t].unsqueeze(2))
 
 
-def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor]:
-    """The output (batch, length, channels) and, if `keep_states`, the states before every `interval`-th token."""
+def forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The output (batch, length, channels) and, if `keep`, the states before every `interval`-th token."""
     length, channels = inputs.u.shape[1:]
     steps, every = prepare(inputs), interval(length)
-    kept, *shape = states_shape(inputs)
-    h = steps.u.new_zeros(shape)
+    shape, ungated = kept_shapes(inputs)
+    h = steps.u.new_zeros(shape[1:])
     decay, matrix = torch.empty_like(h), h.flatten(0, 1)
-    states = h.new_empty(kept if keep_states else 0, *shape)
+    states = h.new_empty(shape if keep else (0,))
     y = torch.empty_like(steps.u)
     C, rows = steps.C.flatten(1, 2).unsqueeze(2), y.flatten(1, 2).unsqueeze(2)
     with threads_for(h.numel()):
         for t in range(length):
-            if keep_states and t % every == 0:
+            if keep and t % every == 0:
                 states[t // every] = h
             advance(h, decay, steps, t)
             torch.bmm(C[t], matrix, out=rows[t])
@@ -107,7 +108,7 @@ def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor]:
     out = unpack(y, inputs).reshape(-1, length, channels)
     if inputs.z is not None:
         out = out * F.silu(inputs.z.to(y.dtype))
-    return out.to(inputs.u.dtype), states
+    return out.to(inputs.u.dtype), states, inputs.u.new_empty(ungated)
 
 
 class Adjoints(NamedTuple):
@@ -153,7 +154,7 @@ def reverse_chunk(
         torch.sum(product.mul_(steps.A), 2, out=to.delta[t])
 
 
-def backward(inputs: ScanInputs, states: Tensor, dout: Tensor) -> ScanGradients:
+def backward(inputs: ScanInputs, states: Tensor, ungated: Tensor, dout: Tensor) -> ScanGradients:
     """Gradients of all inputs, each in the dtype of its input, from the states kept by `forward`."""
     length = inputs.u.shape[1]
     steps, every = prepare(inputs), interval(length)

@@ -1,7 +1,8 @@
-"""Parts that the Triton kernels share: what a channel's token goes through, and sums over states and over channels.
+"""Parts that the Triton kernels share: what a channel's token goes through, how a chunk is read, and sums.
 
 Channels lie in a row, (1, channels), and states in a tile, (N, channels), so that Triton gives both one layout: a
-thread holds all states of its channels. Sums over states then stay inside a thread.
+thread holds all states of its channels. Sums over states then stay inside a thread; those over channels are products of
+the tensor cores.
 """
 
 # Triton's language in Python's syntax: its values have no Python types, and its tuples grow by addition alone.
@@ -15,6 +16,8 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+COLUMNS = tl.constexpr(8)
+"""Of the narrowest product that the tensor cores take: a chunk has no more tokens."""
 
 
 @triton.jit
@@ -41,24 +44,56 @@ def sigmoid(x):
 
 @triton.jit
 def visits(order, start, length, mask, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr):
-    """The tokens of a chunk in the order of visits, and for each the channels that exist. A chunk that is CUT has
-    tokens beyond the end: they read the last token's row, masked."""
+    """Where the tokens of a chunk lie behind `at_chunk`, in the order of visits, and for each the channels that exist.
+    A chunk that is CUT has tokens beyond the end: they read the last token's row, masked."""
     places, masks = (), ()
     for k in tl.static_range(EVERY):
         i = tl.minimum(start + k, length - 1) if CUT else start + k
-        places = places + (tl.load(order + i) if ORDERED else i,)
+        # Without an order they are constants, which the loads and stores take as they are.
+        places = places + (tl.load(order + i) if ORDERED else i - start if CUT else k,)
         masks = masks + (mask & (tl.full(mask.shape, start + k, tl.int32) < length) if CUT else mask,)
     return places, masks
 
 
 @triton.jit
-def read_tokens(pointer, stride, places, masks, EVERY: tl.constexpr):
+def at_chunk(pointer, stride, start, ORDERED: tl.constexpr):
+    """The row of the chunk's first token; with an order, whose table counts from the first of all, that one."""
+    return pointer if ORDERED else pointer + tl.cast(start, tl.int64) * stride
+
+
+@triton.jit
+def read_tokens(pointer, stride, places, masks, start, ORDERED: tl.constexpr, EVERY: tl.constexpr):
     """A chunk's rows as they are stored. All loads of a chunk stand before its stores: the compiler, which cannot tell
     their addresses apart, lets none pass."""
+    here = at_chunk(pointer, stride, start, ORDERED)
     rows = ()
     for k in tl.static_range(EVERY):
-        rows = rows + (tl.load(pointer + places[k] * stride, mask=masks[k], other=0.0),)
+        rows = rows + (tl.load(here + places[k] * stride, mask=masks[k], other=0.0),)
     return rows
+
+
+@triton.jit
+def read_matrices(pointer, N: tl.constexpr):
+    """B and C of a token, (2, N): as many values as a warp has threads, each of which holds one until `both` hands them
+    round. To read them ahead then costs a register a token, and thirty-two where every thread reads them all."""
+    return tl.load(pointer + tl.arange(0, 2)[:, None] * N + tl.arange(0, N)[None, :])
+
+
+@triton.jit
+def both(matrices):
+    """B and C, (N, 1) each, in every thread."""
+    B, C = tl.split(tl.permute(matrices, (1, 0)))
+    return B[:, None], C[:, None]
+
+
+@triton.jit
+def read_states(pointer, stride, mask, N: tl.constexpr):
+    """A tile (N, channels), row by row: loaded as one it would have another layout, and go through shared memory."""
+    n = tl.arange(0, N)[:, None]
+    tile = tl.zeros([N, pointer.shape[1]], tl.float32)
+    for k in tl.static_range(N):
+        tile = tl.where(n == k, tl.load(pointer + k * stride, mask=mask, other=0.0), tile)
+    return tile
 
 
 @triton.jit
@@ -79,26 +114,43 @@ def add_over_states(total, tile, weights):
 
 
 @triton.jit
-def store_channel_sums(
-    pointer, row, first, second, order, start, length, ORDERED: tl.constexpr, CUT: tl.constexpr
-):  # fmt: skip
-    """Sums over channels of two tiles, those of visits `start` and `start` + 1, into their rows at `pointer`.
+def opaque(tile):
+    """The tile again, behind a sum over an axis of one. The compiler would compute all that led to an operand of a
+    product a second time, in the product's layout, rather than move it there; past a sum it does not go."""
+    return tl.sum(tile.to(tl.int32, bitcast=True)[None, :, :], axis=0).to(tl.float32, bitcast=True)
 
-    A sum across threads takes two instructions a halving for every value. Instead the two tiles go through shared
-    memory once: `tl.split` wants the halves that it gives in one thread, and the layout that Triton picks for that has
-    a state in a thread with all its channels.
+
+@triton.jit
+def as_columns(rows, EVERY: tl.constexpr, DTYPE: tl.constexpr):
+    """Rows (1, channels) of a chunk's tokens as the columns of a matrix (channels, COLUMNS)."""
+    n = tl.arange(0, COLUMNS)[:, None]
+    tile = tl.zeros([COLUMNS, rows[0].shape[1]], tl.float32)
+    for k in tl.static_range(EVERY):
+        tile = tl.where(n == k, rows[k], tile)
+    return tl.trans(opaque(tile).to(DTYPE))
+
+
+@triton.jit
+def sum_over_channels(sums, k: tl.constexpr, tile, columns, DTYPE: tl.constexpr):
+    """Puts sum over channels of tile (N, channels) * column k into column k of `sums` (N, COLUMNS).
+
+    The product has one column that is wanted of eight and is still the cheapest sum across threads. In float32 it is
+    exact to 2^-21 (three products of tf32).
     """
-    N: tl.constexpr = first.shape[0]
-    BLOCK: tl.constexpr = first.shape[1]
-    both = tl.reshape(tl.permute(tl.join(first, second), (1, 2, 0)), (BLOCK // 2, 2, 2 * N))
-    even, odd = tl.split(tl.permute(both, (0, 2, 1)))
-    sums = tl.sum(even + odd, axis=0)
-    j = tl.arange(0, 2 * N)
-    i = start + j // N
-    there = i < length
-    t = tl.load(order + tl.minimum(i, length - 1)) if ORDERED else i
-    at = pointer + t * row + j % N
-    if CUT:
-        tl.store(at, sums, mask=there)
-    else:
-        tl.store(at, sums)
+    N: tl.constexpr = tile.shape[0]
+    BLOCK: tl.constexpr = tile.shape[1]
+    # There and back: a tile that was reshaped goes to shared memory with the states of a channel side by side, as a
+    # thread holds them, in stores of sixteen bytes.
+    apart = tl.permute(tl.reshape(opaque(tile).to(DTYPE), (2, N // 2, BLOCK)), (2, 0, 1))
+    operand = tl.permute(tl.reshape(apart, (BLOCK, N)), (1, 0))
+    product = tl.dot(operand, columns, input_precision="tf32x3")  # of float32; bfloat16 has one precision
+    return tl.where(tl.arange(0, COLUMNS)[None, :] == k, product, sums)
+
+
+@triton.jit
+def store_columns(pointer, stride, sums, order, start, length, ORDERED: tl.constexpr, EVERY: tl.constexpr):
+    """The columns of a chunk's tokens into their rows of N."""
+    k = tl.arange(0, COLUMNS)[None, :]
+    places = tl.load(order + tl.minimum(start + k, length - 1)) if ORDERED else k
+    at = at_chunk(pointer, stride, start, ORDERED) + places * stride + tl.arange(0, sums.shape[0])[:, None]
+    tl.store(at, sums, mask=k < tl.minimum(EVERY, length - start))

@@ -1,7 +1,7 @@
 """Backend `triton`: the scan on GPUs, one kernel forward and one backward.
 
-The kernels take float32 B and C (a forty-eighth of the tokens at width 768), so that a thread reads its states' values
-as whole vectors, and the state size padded to a power of two.
+The kernels take B and C in float32 and side by side (a twenty-fourth of the tokens at width 768), so that one load of a
+warp brings both, and the state size padded to a power of two.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F
 
+from models.scan.backends import INTERPRETED
 from models.scan.inputs import ScanGradients, ScanInputs
-from models.scan.triton_kernels import scan_backward, scan_forward
+from models.scan.triton_backward import scan_backward
+from models.scan.triton_forward import scan_forward
 
 EVERY = 4
 """Tokens between two kept states: as many states as the backward holds in registers without spilling."""
@@ -22,18 +24,19 @@ CHANNELS_A_THREAD = 2
 """Of the forward: they share what a thread reads of B and C. The backward's registers hold one channel."""
 BACKWARD_BLOCK = 32
 """Channels of a program of the backward, one warp."""
-STAGES = 2
-"""Chunks of kept states, B and C under way at once in the backward."""
+LEAST_STATE = 16
+"""To which a smaller state is padded: the tensor cores take no narrower tile."""
 
 
 def padded_state(inputs: ScanInputs) -> int:
-    return triton.next_power_of_2(inputs.A.shape[1])
+    return max(LEAST_STATE, triton.next_power_of_2(inputs.A.shape[1]))
 
 
-def states_shape(inputs: ScanInputs) -> tuple[int, ...]:
-    """(kept states, batch, padded state, channels)."""
+def kept_shapes(inputs: ScanInputs) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the states, (kept states, batch, padded state, channels), and of the output before the gate."""
     batch, length, channels = inputs.u.shape
-    return triton.cdiv(length, EVERY), batch, padded_state(inputs), channels
+    states = (triton.cdiv(length, EVERY), batch, padded_state(inputs), channels)
+    return states, (0,) if inputs.z is None else (batch, length, channels)
 
 
 def rows(tokens: Tensor) -> Tensor:
@@ -41,10 +44,13 @@ def rows(tokens: Tensor) -> Tensor:
     return tokens if tokens.stride(2) == 1 else tokens.contiguous()
 
 
-def filled(matrix: Tensor, size: int) -> Tensor:
-    """B or C in contiguous float32 with the state padded to `size` by zeros."""
-    missing = size - matrix.shape[-1]
-    return (F.pad(matrix.float(), (0, missing)) if missing else matrix.float()).contiguous()
+def side_by_side(inputs: ScanInputs, size: int) -> Tensor:
+    """B and C in contiguous float32, (batch, length, groups, 2, size), the state padded to `size` by zeros."""
+    batch, length, groups, state = inputs.B.shape
+    matrices = torch.empty(batch, length, groups, 2, size, device=inputs.B.device)
+    matrices[..., state:] = 0
+    matrices[..., 0, :state], matrices[..., 1, :state] = inputs.B, inputs.C
+    return matrices
 
 
 def floats(vector: Tensor | None, channels: int, device: torch.device) -> Tensor:
@@ -61,7 +67,7 @@ class Prepared:
         z = u if inputs.z is None else rows(inputs.z)
         order = A if inputs.order is None else inputs.order.to(torch.int32).contiguous()
         D, bias = (floats(vector, channels, device) for vector in (inputs.D, inputs.delta_bias))
-        self.tensors = (u, delta, A, filled(inputs.B, N), filled(inputs.C, N), D, z, bias, order)
+        self.tensors = (u, delta, A, side_by_side(inputs, N), D, z, bias, order)
         self.per_group, self.batch = channels // inputs.groups, batch
         self.sizes = (length, self.per_group, batch, inputs.A.shape[1], *(x.stride(0) for x in (u, delta, z)))
         self.constants = {
@@ -73,15 +79,16 @@ class Prepared:
             "SOFTPLUS": inputs.delta_softplus,
             "GATED": inputs.z is not None,
             "ORDERED": inputs.order is not None,
+            "CUT": length % EVERY != 0,
             "N": N,
             "EVERY": EVERY,
             "enable_fp_fusion": True,
         }
 
-    def launch(self, kernel: Any, outputs: tuple[Tensor, ...], block: int, **flags: int) -> None:
+    def launch(self, kernel: Any, outputs: tuple[Tensor, ...], block: int, **flags: Any) -> None:
         """One warp a program, a program a batch element and `block` channels of one group."""
         blocks = triton.cdiv(self.per_group, block)
-        kernel[self.batch, self.constants["groups"] * blocks](
+        kernel[self.constants["groups"] * blocks, self.batch](
             *self.tensors,
             *outputs,
             *self.sizes,
@@ -98,18 +105,26 @@ def forward_block(per_group: int) -> int:
     return min(32 * CHANNELS_A_THREAD, max(32, triton.next_power_of_2(per_group)))
 
 
-def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor]:
-    """The output (batch, length, channels) and, if `keep_states`, the states before every `EVERY`-th token."""
+def forward(inputs: ScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The output (batch, length, channels) and, if `keep`, the states before every `EVERY`-th token and, with a gate,
+    the output before it."""
     given = Prepared(inputs)
-    kept, *shape = states_shape(inputs)
+    states_shape, ungated_shape = kept_shapes(inputs) if keep else ((0,), (0,))
     out = torch.empty(inputs.u.shape, dtype=inputs.u.dtype, device=inputs.u.device)
-    states = out.new_empty([kept if keep_states else 0, *shape], dtype=torch.float32)
-    given.launch(scan_forward, (out, states), forward_block(given.per_group), KEEP=keep_states)
-    return out, states
+    states, ungated = out.new_empty(states_shape, dtype=torch.float32), out.new_empty(ungated_shape)
+    given.launch(scan_forward, (out, states, ungated), forward_block(given.per_group), KEEP=keep)
+    return out, states, ungated
 
 
-def backward(inputs: ScanInputs, states: Tensor, dout: Tensor) -> ScanGradients:
-    """Gradients of all inputs, each in the dtype of its input, from the states kept by `forward`."""
+def products(inputs: ScanInputs) -> Any:
+    """What the tensor cores multiply to sum over channels: bfloat16 where the gradients of B and C are rounded to it,
+    but in Triton's interpreter, which multiplies its bit patterns as integers."""
+    rounded = inputs.B.dtype == inputs.C.dtype == torch.bfloat16
+    return tl.bfloat16 if rounded and not INTERPRETED else tl.float32
+
+
+def backward(inputs: ScanInputs, states: Tensor, ungated: Tensor, dout: Tensor) -> ScanGradients:
+    """Gradients of all inputs, each in the dtype of its input, from what `forward` kept."""
     given = Prepared(inputs)
     batch, length, channels = inputs.u.shape
     N, state = padded_state(inputs), inputs.A.shape[1]
@@ -118,8 +133,8 @@ def backward(inputs: ScanInputs, states: Tensor, dout: Tensor) -> ScanGradients:
     blocks = triton.cdiv(given.per_group, BACKWARD_BLOCK)
     of_matrices = states.new_empty(2, blocks, batch, length, inputs.groups, N)
     of_channels = states.new_empty(batch, N + 2, channels)
-    outputs = (states, dout.contiguous(), du, ddelta, dz, of_matrices, of_channels)
-    given.launch(scan_backward, outputs, BACKWARD_BLOCK, STAGES=STAGES)
+    outputs = (states, ungated, dout.contiguous(), du, ddelta, dz, of_matrices, of_channels)
+    given.launch(scan_backward, outputs, BACKWARD_BLOCK, DTYPE=products(inputs))
     dB, dC = of_matrices.sum(1)[..., :state]
     of_channels = of_channels.sum(0)
     return ScanGradients(

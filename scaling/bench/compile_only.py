@@ -17,7 +17,7 @@ from typing import Any
 
 from scaling.errors import UserError
 
-TOKENS = ("u", "delta", "z", "out", "dout", "du", "ddelta", "dz", "x", "dx")
+TOKENS = ("u", "delta", "z", "out", "ungated", "dout", "du", "ddelta", "dz", "x", "dx")
 """Arguments that hold tokens, in bfloat16; other tensors are float32, and `order` is int32."""
 SIZES = ("length", "per_group", "batch", "state", "channels", "groups")
 STATES, CHANNELS = 16, 768
@@ -44,13 +44,22 @@ class _Kernel:
     steps: float  # state steps, or outputs, of a thread in one turn of the loop
 
 
-def _kernels(directions: int) -> list[_Kernel]:
-    from models.scan import triton_conv, triton_conv_kernels, triton_kernels, triton_scan
+def _kernels(length: int, directions: int) -> list[_Kernel]:
+    """As the model launches them: with four directions the gate is left to their mean."""
+    import triton.language as tl
+
+    from models.scan import triton_backward, triton_conv, triton_conv_kernels, triton_forward, triton_scan
 
     ordered = directions > 1
     wide = CHANNELS * directions
     scan = {"channels": wide, "u_token": wide, "delta_token": wide, "z_token": 2 * wide, "groups": directions}
-    scan |= {"SOFTPLUS": True, "GATED": True, "ORDERED": ordered, "WHOLE": True}
+    scan |= {
+        "SOFTPLUS": True,
+        "GATED": not ordered,
+        "ORDERED": ordered,
+        "WHOLE": True,
+        "CUT": length % triton_scan.EVERY != 0,
+    }
     scan |= {"N": STATES, "EVERY": triton_scan.EVERY}
     block = triton_scan.forward_block(CHANNELS)
     back = triton_scan.BACKWARD_BLOCK
@@ -61,8 +70,8 @@ def _kernels(directions: int) -> list[_Kernel]:
         *(
             _Kernel(kernel, scan | {"BLOCK": wide} | rest, 1, STATES * wide / 32 * triton_scan.EVERY)
             for kernel, wide, rest in (
-                (triton_kernels.scan_forward, block, {"KEEP": True}),
-                (triton_kernels.scan_backward, back, {"STAGES": triton_scan.STAGES}),
+                (triton_forward.scan_forward, block, {"KEEP": True}),
+                (triton_backward.scan_backward, back, {"DTYPE": tl.bfloat16}),
             )
         ),
         *(
@@ -158,6 +167,6 @@ def report(target: str) -> dict[str, Any]:
     rows = [
         asdict(_report(kernel, int(match[1]), length, directions))
         for length, directions in cases
-        for kernel in _kernels(directions)
+        for kernel in _kernels(length, directions)
     ]
     return {"bench": "scan", "compile_only": target, "state": STATES, "channels": CHANNELS, "kernels": rows}

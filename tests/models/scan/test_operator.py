@@ -43,8 +43,8 @@ def test_gradients_have_the_strides_that_the_fake_gives(backend: str) -> None:
     """Compiled code asserts them."""
     given = (*cast(scan_inputs(2, 6, 20, state=4), torch.float32), torch.ones(2, 6, 20))
     *inputs, dout = given
-    _, states = torch.ops.armscale.selective_scan(*inputs, True, backend)
-    gradients = torch.ops.armscale.selective_scan_backward(*inputs, states, dout, backend)
+    _, *kept = torch.ops.armscale.selective_scan(*inputs, True, backend)
+    gradients = torch.ops.armscale.selective_scan_backward(*inputs, *kept, dout, backend)
     assert [gradient.is_contiguous() for gradient in gradients] == [True] * len(gradients)
 
 
@@ -153,8 +153,8 @@ def test_memory_of_states_grows_as_the_root_of_the_length() -> None:
         inputs = cast(scan_inputs(1, length, channels, state=state), torch.float32)
         dout = torch.ones(inputs.u.shape)
         with torch.no_grad(), LiveStates(state * channels) as mode:
-            _, states = torch_scan.forward(inputs, keep_states=True)
-            torch_scan.backward(inputs, states, dout)
+            _, *kept = torch_scan.forward(inputs, keep=True)
+            torch_scan.backward(inputs, *kept, dout)
         peaks.append(mode.peak / (state * channels))
     assert 3 * 128**0.5 <= peaks[0] <= 5 * 128**0.5
     assert 1.6 <= peaks[1] / peaks[0] <= 2.1

@@ -35,22 +35,23 @@ def test_code_without_a_loop_is_taken_whole() -> None:
 
 @pytest.mark.slow
 def test_kernels_for_hopper(tmp_path: Path) -> None:
-    """No spills anywhere, no shuffle in a scan, and no more instructions than today."""
+    """No shuffle in a scan, no more instructions than today, and no spills but two registers of one kernel."""
     output = tmp_path / "kernels.json"
     result = CliRunner().invoke(app, ["scan", "--compile-only", "sm_90", "--output", str(output)])
     assert result.exit_code == 0, result.output
     rows = json.loads(output.read_text())["kernels"]
     assert [(row["length"], row["directions"]) for row in rows[::4]] == [(128, 1), (197, 1), (197, 4)]
     for row in rows:
-        assert row["local_bytes"] == 0, row
+        four_backwards = row["kernel"] == "scan_backward" and row["directions"] == 4
+        assert row["local_bytes"] <= (8 if four_backwards else 0), row
         assert row["registers"] <= 255
         if row["kernel"] == "scan_forward":
             assert row["shuffles"] == 0
             assert 1 <= row["exponentials"] <= 1.2
-            assert row["instructions"] <= 7.7  # of a whole chunk, with the stores of its kept state
+            assert row["instructions"] <= 7.8  # of a whole chunk, with the stores of its kept state
         if row["kernel"] == "scan_backward":
             assert row["shuffles"] == 0
-            assert row["instructions"] <= 26.5
+            assert row["instructions"] <= 22.1
         if row["kernel"] == "conv_backward":
             assert row["instructions"] <= 52
 

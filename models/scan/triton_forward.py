@@ -1,0 +1,132 @@
+"""Triton kernel of the selective scan's forward: one pass over the tokens with the state in registers.
+
+A program is one warp with one batch element and one block of channels of one group; neighbouring programs have
+neighbouring blocks, which share the lines of memory that their tokens lie in. The state is a tile (state, channels).
+Exponentials are powers of two: steps are counted in units of ln 2 (`s`, dt = ln 2 * s), so that exp(dt A) = 2^(s A).
+An index table gives the order of each group's tokens. `strides` are, in elements, those between tokens of out (the
+channels), u, delta, z and the matrices B and C: constants, as loads then take them as they are.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, no-warn-unreachable, disable-error-code="assignment,var-annotated"
+# ruff: noqa: RUF005
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from models.scan.triton_parts import (
+    LN2,
+    LOG2E,
+    add_over_states,
+    at_chunk,
+    both,
+    read_matrices,
+    read_tokens,
+    sigmoid,
+    softplus_base_2,
+    visits,
+)
+
+
+@triton.jit
+def read_chunk(
+    pointers, strides, start, length, mask,
+    GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """What EVERY tokens need: u, delta, z (u again if there is no gate), and B and C."""
+    u, delta, z, BC, order, _, _ = pointers
+    places, masks = visits(order, start, length, mask, ORDERED, CUT, EVERY)
+    tokens = read_tokens(u, strides[1], places, masks, start, ORDERED, EVERY)
+    steps = read_tokens(delta, strides[2], places, masks, start, ORDERED, EVERY)
+    gates = read_tokens(z, strides[3], places, masks, start, ORDERED, EVERY) if GATED else tokens
+    here, matrices = at_chunk(BC, strides[4], start, ORDERED), ()
+    for k in tl.static_range(EVERY):
+        matrices = matrices + (read_matrices(here + places[k] * strides[4], N),)
+    return tokens, steps, gates, matrices
+
+
+@triton.jit
+def forward_chunk(
+    h, given, channel, pointers, strides, start, length,
+    SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, KEEP: tl.constexpr,
+    EVERY: tl.constexpr,
+):  # fmt: skip
+    """Writes the outputs of a chunk of EVERY tokens (`given`, of read_chunk), and returns the state after it."""
+    a, skip, shift, mask = channel
+    _, _, _, _, order, out, ungated = pointers
+    tokens, steps, gates, matrices = given
+    places, masks = visits(order, start, length, mask, ORDERED, CUT, EVERY)
+    sums, outputs = (), ()
+    for k in tl.static_range(EVERY):
+        x = tokens[k].to(tl.float32)
+        s = steps[k].to(tl.float32) * LOG2E + shift
+        if SOFTPLUS:
+            s = softplus_base_2(s)
+        bt, ct = both(matrices[k])
+        h = tl.exp2(s * a) * h + (s * LN2 * x) * bt
+        y = add_over_states(skip * x, h, ct)
+        sums = sums + (y,)
+        if GATED:
+            gate = gates[k].to(tl.float32)
+            y *= gate * sigmoid(gate)
+        outputs = outputs + (y,)
+    out, ungated = at_chunk(out, strides[0], start, ORDERED), at_chunk(ungated, strides[0], start, ORDERED)
+    for k in tl.static_range(EVERY):
+        tl.store(out + places[k] * strides[0], outputs[k].to(out.dtype.element_ty), mask=masks[k])
+        if KEEP and GATED:
+            tl.store(ungated + places[k] * strides[0], sums[k].to(out.dtype.element_ty), mask=masks[k])
+    return h
+
+
+@triton.jit
+def scan_forward(
+    u, delta, A, BC, D, z, bias, order, out, states, ungated,
+    length, per_group, batch, state, u_batch, delta_batch, z_batch,
+    channels: tl.constexpr, u_token: tl.constexpr, delta_token: tl.constexpr, z_token: tl.constexpr,
+    groups: tl.constexpr, SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr,
+    CUT: tl.constexpr, KEEP: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, EVERY: tl.constexpr,
+):  # fmt: skip
+    """A is (state, channels); BC (batch, length, groups, 2, N), in float32.
+
+    If KEEP, the state before every EVERY-th token goes to `states` (kept, batch, N, channels), and with a gate the
+    output before it to `ungated`, of the shape of out.
+    """
+    blocks = tl.cdiv(per_group, BLOCK)
+    b, group = tl.program_id(1).to(tl.int64), tl.program_id(0) // blocks
+    inside = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    mask = tl.full(inside.shape, True, tl.int1) if WHOLE else inside < per_group
+    # As many neighbours as a thread has channels: what Triton believes contiguous decides the layout of a load.
+    d = tl.max_contiguous(group * per_group + inside, [1, BLOCK // 32])
+    n = tl.arange(0, N)
+    rows = n[:, None] * channels
+    a = tl.load((A + d) + rows, mask=(n < state)[:, None] & mask, other=0.0)
+    skip = tl.load(D + d, mask=mask, other=0.0)
+    shift = tl.load(bias + d, mask=mask, other=0.0) * LOG2E
+    at = b * length * channels + d
+    pointers = (
+        u + (b * u_batch + d), delta + (b * delta_batch + d), z + (b * z_batch + d),
+        BC + (b * length * groups + group) * (2 * N), order + group * length, out + at, ungated + at,
+    )  # fmt: skip
+    channel = (a, skip, shift, mask)
+    strides = (channels, u_token, delta_token, z_token, groups * 2 * N)
+    states += b * N * channels + d
+    h = tl.zeros([N, BLOCK], tl.float32)
+    whole = length // EVERY * EVERY  # unless CUT, that is the length
+    given = read_chunk(pointers, strides, 0, length, mask, GATED, ORDERED, CUT, EVERY, N)
+    for start in range(0, whole, EVERY):
+        if KEEP:
+            tl.store(states + rows, h, mask=mask)
+            states += batch * N * channels
+        # The next chunk is on its way while this one is computed; the last one is read again for nothing.
+        ahead = tl.minimum(start + EVERY, whole - EVERY)
+        following = read_chunk(pointers, strides, ahead, length, mask, GATED, ORDERED, False, EVERY, N)
+        h = forward_chunk(
+            h, given, channel, pointers, strides, start, length, SOFTPLUS, GATED, ORDERED, False, KEEP, EVERY
+        )
+        given = following
+    if CUT:
+        if KEEP:
+            tl.store(states + rows, h, mask=mask)
+        given = read_chunk(pointers, strides, whole, length, mask, GATED, ORDERED, True, EVERY, N)
+        forward_chunk(h, given, channel, pointers, strides, whole, length, SOFTPLUS, GATED, ORDERED, True, KEEP, EVERY)
