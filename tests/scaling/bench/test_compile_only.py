@@ -14,6 +14,8 @@ from scaling.bench.compile_only import innermost_loop
 from scaling.cli.bench import app
 from scaling.errors import UserError
 
+SPILLED = {("scan_backward", 197, 1): 104, ("scan_backward", 197, 4): 8}
+"""Bytes of local memory, of 255 registers' 1,020, where a last chunk of less than four tokens has code of its own."""
 SASS = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;
         /*0010*/                   LDG.E R2, [R4.64] ;
@@ -35,15 +37,15 @@ def test_code_without_a_loop_is_taken_whole() -> None:
 
 @pytest.mark.slow
 def test_kernels_for_hopper(tmp_path: Path) -> None:
-    """No shuffle in a scan, no more instructions than today, and no spills but two registers of one kernel."""
+    """No shuffle in a scan, no more instructions than today, and no spills but where the backward's length is cut."""
     output = tmp_path / "kernels.json"
     result = CliRunner().invoke(app, ["scan", "--compile-only", "sm_90", "--output", str(output)])
     assert result.exit_code == 0, result.output
     rows = json.loads(output.read_text())["kernels"]
     assert [(row["length"], row["directions"]) for row in rows[::4]] == [(128, 1), (197, 1), (197, 4)]
     for row in rows:
-        four_backwards = row["kernel"] == "scan_backward" and row["directions"] == 4
-        assert row["local_bytes"] <= (8 if four_backwards else 0), row
+        case = (row["kernel"], row["length"], row["directions"])
+        assert row["local_bytes"] <= SPILLED.get(case, 0), row
         assert row["registers"] <= 255
         if row["kernel"] == "scan_forward":
             assert row["shuffles"] == 0
@@ -51,7 +53,7 @@ def test_kernels_for_hopper(tmp_path: Path) -> None:
             assert row["instructions"] <= 7.8  # of a whole chunk, with the stores of its kept state
         if row["kernel"] == "scan_backward":
             assert row["shuffles"] == 0
-            assert row["instructions"] <= 22.1
+            assert row["instructions"] <= 22.2
         if row["kernel"] == "conv_backward":
             assert row["instructions"] <= 52
 
