@@ -19,6 +19,7 @@ from models.scan.triton_parts import (
     as_columns,
     at_chunk,
     both,
+    place_matrices,
     read_matrices,
     read_states,
     read_tokens,
@@ -44,10 +45,10 @@ def step_and_slope(delta, shift, SOFTPLUS: tl.constexpr):
 @triton.jit
 def read_chunk(
     pointers, strides, start, length, mask,
-    GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr, N: tl.constexpr,
+    GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr,
 ):  # fmt: skip
     """What EVERY tokens need: u, delta, dout, z and the output before the gate (u if there is none), and B and C."""
-    u, delta, z, BC, order, ungated, dout = pointers
+    u, delta, z, (matrix, present), order, ungated, dout = pointers
     places, masks = visits(order, start, length, mask, ORDERED, CUT, EVERY)
     tokens = read_tokens(u, strides[1], places, masks, start, ORDERED, EVERY)
     raws = read_tokens(delta, strides[2], places, masks, start, ORDERED, EVERY)
@@ -56,9 +57,9 @@ def read_chunk(
     if GATED:
         gates = read_tokens(z, strides[3], places, masks, start, ORDERED, EVERY)
         outputs = read_tokens(ungated, strides[0], places, masks, start, ORDERED, EVERY)
-    here, matrices = at_chunk(BC, strides[4], start, ORDERED), ()
+    here, matrices = at_chunk(matrix, strides[4], start, ORDERED), ()
     for k in tl.static_range(EVERY):
-        matrices = matrices + (read_matrices(here + places[k] * strides[4], N),)
+        matrices = matrices + (read_matrices(here + places[k] * strides[4], present),)
     return tokens, raws, grads, gates, outputs, matrices
 
 
@@ -96,7 +97,7 @@ def backward_chunk(
     nothing.
     """
     a, skip, shift, mask = channel
-    _, _, _, BC, order, _, _ = pointers
+    order = pointers[4]
     du, ddelta, dz, dB, dC = gradients
     N: tl.constexpr = a.shape[0]
     tokens, raws, _, _, _, matrices = given
@@ -119,16 +120,14 @@ def backward_chunk(
     g = adjoint
     sum_A, sum_D, sum_bias = sums
     of_B, columns = tl.zeros([N, COLUMNS], tl.float32), as_columns(drives, EVERY, DTYPE)
-    here = at_chunk(BC, strides[4], start, ORDERED)
     du, ddelta = at_chunk(du, strides[0], start, ORDERED), at_chunk(ddelta, strides[0], start, ORDERED)
     following = given
     for k in tl.static_range(EVERY - 1, -1, -1):
         if k == 0:  # what is on its way needs registers: now that few states are left, there are some
             h = read_states(states, strides[0], mask, N)
-            following = read_chunk(pointers, strides, ahead, length, mask, GATED, ORDERED, CUT, EVERY, N)
+            following = read_chunk(pointers, strides, ahead, length, mask, GATED, ORDERED, CUT, EVERY)
         dt, x, dy = steps[k], tokens[k].to(tl.float32), dys[k]
-        # Read again, from the cache: kept in every thread from the first half, B and C would spill.
-        bt, ct = both(read_matrices(here + places[k] * strides[4], N))
+        bt, ct = both(matrices[k], 1)
         g += ct * dy
         of_B = sum_over_channels(of_B, k, g, columns, DTYPE)
         ddrive = add_over_states(tl.zeros(dt.shape, tl.float32), g, bt)
@@ -148,15 +147,16 @@ def backward_chunk(
 
 @triton.jit
 def scan_backward(
-    u, delta, A, BC, D, z, bias, order, states, ungated, dout, du, ddelta, dz, of_matrices, of_channels,
-    length, per_group, batch, state, u_batch, delta_batch, z_batch,
-    channels: tl.constexpr, u_token: tl.constexpr, delta_token: tl.constexpr, z_token: tl.constexpr,
-    groups: tl.constexpr, SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr,
-    CUT: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, EVERY: tl.constexpr, DTYPE: tl.constexpr,
+    u, delta, A, B, C, D, z, bias, order, states, ungated, dout, du, ddelta, dz, of_matrices, of_channels,
+    length, per_group, batch, u_batch, delta_batch, z_batch, matrix_batch, matrix_group,
+    channels: tl.constexpr, state: tl.constexpr, u_token: tl.constexpr, delta_token: tl.constexpr,
+    z_token: tl.constexpr, matrix_token: tl.constexpr, groups: tl.constexpr,
+    SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr, CUT: tl.constexpr,
+    N: tl.constexpr, BLOCK: tl.constexpr, EVERY: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Inputs as in the forward, with the `states` and the output before the gate (`ungated`) that it kept.
 
-    of_matrices (2, blocks, batch, length, groups, N) takes each block's part of dB and dC, summed over channels in
+    of_matrices (blocks, batch, length, groups, 2, N) takes each block's part of dB and dC, summed over channels in
     products of DTYPE; of_channels (batch, N + 2, channels) each batch element's part of dA, dD and of the bias's.
     """
     blocks = tl.cdiv(per_group, BLOCK)
@@ -165,20 +165,19 @@ def scan_backward(
     mask = tl.full(inside.shape, True, tl.int1) if WHOLE else inside < per_group
     d = tl.max_contiguous(group * per_group + inside, [1, BLOCK // 32])  # as in the forward
     n = tl.arange(0, N)
-    rows = n[:, None] * channels
-    a = tl.load((A + d) + rows, mask=(n < state)[:, None] & mask, other=0.0)
+    a = tl.load(A + d * state + n[:, None], mask=(n < state)[:, None] & mask, other=0.0)
     skip = tl.load(D + d, mask=mask, other=0.0)
     shift = tl.load(bias + d, mask=mask, other=0.0) * LOG2E
     at = b * length * channels + d
+    of_group = b * matrix_batch + group * matrix_group
     pointers = (
         u + (b * u_batch + d), delta + (b * delta_batch + d), z + (b * z_batch + d),
-        BC + (b * length * groups + group) * (2 * N), order + group * length, ungated + at, dout + at,
+        place_matrices(B + of_group, C + of_group, state, N), order + group * length, ungated + at, dout + at,
     )  # fmt: skip
-    dB = of_matrices + ((block * batch + b) * length * groups + group) * N
-    dC = dB + blocks.to(tl.int64) * batch * length * groups * N
-    gradients = (du + at, ddelta + at, dz + at, dB, dC)
+    of_matrices += ((block * batch + b) * length * groups + group) * (2 * N)
+    gradients = (du + at, ddelta + at, dz + at, of_matrices, of_matrices + N)
     channel = (a, skip, shift, mask)
-    strides = (channels, u_token, delta_token, z_token, groups * 2 * N, groups * N)
+    strides = (channels, u_token, delta_token, z_token, matrix_token, groups * 2 * N)
     states += b * N * channels + d
     between = batch.to(tl.int64) * N * channels  # two kept states
     whole, last = length // EVERY, tl.cdiv(length, EVERY) - 1
@@ -186,7 +185,7 @@ def scan_backward(
     none = tl.zeros([1, BLOCK], tl.float32)
     sums = (g, none, none)
     h = read_states(states + last * between, channels, mask, N)
-    given = read_chunk(pointers, strides, last * EVERY, length, mask, GATED, ORDERED, CUT, EVERY, N)
+    given = read_chunk(pointers, strides, last * EVERY, length, mask, GATED, ORDERED, CUT, EVERY)
     if CUT:  # noqa: SIM102
         if whole * EVERY < length:  # always so; a block of its own compiles in an eighth of the time
             ahead = tl.maximum(whole - 1, 0)
@@ -201,6 +200,6 @@ def scan_backward(
             chunk * EVERY, length, SOFTPLUS, GATED, ORDERED, False, EVERY, DTYPE,
         )  # fmt: skip
     of_channels += b * (N + 2) * channels + d
-    tl.store(of_channels + rows, sums[0], mask=mask)
+    tl.store(of_channels + n[:, None] * channels, sums[0], mask=mask)
     tl.store(of_channels + N * channels, sums[1], mask=mask)
     tl.store(of_channels + (N + 1) * channels, sums[2], mask=mask)

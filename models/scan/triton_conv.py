@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.scan.conv_inputs import ConvGradients, ConvInputs
 from models.scan.triton_conv_kernels import conv_backward, conv_forward
+from models.scan.triton_sums import add_up
 
 TOKENS, CHANNELS = 16, 128
 """Of a tile of the forward; the tokens before it that the width reaches are read again, from the cache."""
@@ -55,15 +56,14 @@ def backward(inputs: ConvInputs, dout: Tensor) -> ConvGradients:
     # Groups share x: their gradients are added up in float32.
     dx = x.new_empty(inputs.groups, *x.shape, dtype=torch.float32 if inputs.groups > 1 else x.dtype)
     programs = grid(inputs, BACKWARD_TOKENS, BACKWARD_CHANNELS)
-    of_taps = weight.new_empty(width + 1, batch * programs[1], rows)
+    of_taps = weight.new_empty(batch * programs[1], width + 1, rows)
     sizes = (length, channels, inputs.groups, batch)
     conv_backward[programs](
         x, weight, bias, order, dout.contiguous(), dx, of_taps, *sizes, *x.stride()[:2], **flags(inputs),
         TOKENS=BACKWARD_TOKENS, CHANNELS=BACKWARD_CHANNELS,
     )  # fmt: skip
-    of_taps = of_taps.sum(1)
-    return ConvGradients(
-        dx.sum(0).to(x.dtype) if inputs.groups > 1 else dx[0],
-        of_taps[:width].T.to(inputs.weight.dtype).contiguous(),
-        None if inputs.bias is None else of_taps[width].to(inputs.bias.dtype, copy=True),
-    )
+    dweight = torch.empty(rows, width, dtype=inputs.weight.dtype, device=x.device)
+    dbias = torch.empty(rows, 1, dtype=bias.dtype if inputs.bias is None else inputs.bias.dtype, device=x.device)
+    add_up(of_taps, (dweight, dbias), by_row=False)
+    dx = dx.sum(0).to(x.dtype) if inputs.groups > 1 else dx[0]
+    return ConvGradients(dx, dweight, None if inputs.bias is None else dbias.view(rows))

@@ -61,7 +61,7 @@ def conv_backward(
     x, weight, bias, order, dout, dx, of_taps, length, channels, groups, batch, x_batch, x_token,
     SILU: tl.constexpr, ORDERED: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """dx (groups, batch, length, channels); of_taps (width + 1, parts, groups * channels) takes the gradients of the
+    """dx (groups, batch, length, channels); of_taps (parts, width + 1, groups * channels) takes the gradients of the
     weight and, last, of the bias, a part for each TOKENS tokens.
 
     A token's gradient needs those of the outputs at itself and at the width - 1 tokens after it. A program walks along
@@ -99,14 +99,13 @@ def conv_backward(
         t = tl.load(order + tl.minimum(i, length - 1)) if ORDERED else i
         there = mask & (tl.full(c.shape, 0, tl.int32) + i < length)
         tl.store(dx + t * channels + c, total.to(dx.dtype.element_ty), mask=there)
-    part = (b * tl.num_programs(1) + tl.program_id(1)) * groups * channels + wide
-    row = batch * tl.num_programs(1) * groups * channels
+    of_taps += (b * tl.num_programs(1) + tl.program_id(1)) * groups * channels * (WIDTH + 1)
     of_bias = tl.zeros([CHANNELS], tl.float32)
     for k in tl.static_range(TOKENS):
         of_bias += gradients[k]
-    tl.store(of_taps + WIDTH * row + part, of_bias, mask=mask)
+    tl.store(of_taps + WIDTH * groups * channels + wide, of_bias, mask=mask)
     for j in tl.static_range(WIDTH):
         of_tap = tl.zeros([CHANNELS], tl.float32)
         for k in tl.static_range(TOKENS):
             of_tap += gradients[k] * tokens[k + WIDTH - 1 - j].to(tl.float32)
-        tl.store(of_taps + (WIDTH - 1 - j) * row + part, of_tap, mask=mask)
+        tl.store(of_taps + (WIDTH - 1 - j) * groups * channels + wide, of_tap, mask=mask)

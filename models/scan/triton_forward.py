@@ -21,6 +21,7 @@ from models.scan.triton_parts import (
     add_over_states,
     at_chunk,
     both,
+    place_matrices,
     read_matrices,
     read_tokens,
     sigmoid,
@@ -32,17 +33,17 @@ from models.scan.triton_parts import (
 @triton.jit
 def read_chunk(
     pointers, strides, start, length, mask,
-    GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr, N: tl.constexpr,
+    GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr,
 ):  # fmt: skip
     """What EVERY tokens need: u, delta, z (u again if there is no gate), and B and C."""
-    u, delta, z, BC, order, _, _ = pointers
+    u, delta, z, (matrix, present), order, _, _ = pointers
     places, masks = visits(order, start, length, mask, ORDERED, CUT, EVERY)
     tokens = read_tokens(u, strides[1], places, masks, start, ORDERED, EVERY)
     steps = read_tokens(delta, strides[2], places, masks, start, ORDERED, EVERY)
     gates = read_tokens(z, strides[3], places, masks, start, ORDERED, EVERY) if GATED else tokens
-    here, matrices = at_chunk(BC, strides[4], start, ORDERED), ()
+    here, matrices = at_chunk(matrix, strides[4], start, ORDERED), ()
     for k in tl.static_range(EVERY):
-        matrices = matrices + (read_matrices(here + places[k] * strides[4], N),)
+        matrices = matrices + (read_matrices(here + places[k] * strides[4], present),)
     return tokens, steps, gates, matrices
 
 
@@ -81,13 +82,14 @@ def forward_chunk(
 
 @triton.jit
 def scan_forward(
-    u, delta, A, BC, D, z, bias, order, out, states, ungated,
-    length, per_group, batch, state, u_batch, delta_batch, z_batch,
-    channels: tl.constexpr, u_token: tl.constexpr, delta_token: tl.constexpr, z_token: tl.constexpr,
-    groups: tl.constexpr, SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr,
-    CUT: tl.constexpr, KEEP: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, EVERY: tl.constexpr,
+    u, delta, A, B, C, D, z, bias, order, out, states, ungated,
+    length, per_group, batch, u_batch, delta_batch, z_batch, matrix_batch, matrix_group,
+    channels: tl.constexpr, state: tl.constexpr, u_token: tl.constexpr, delta_token: tl.constexpr,
+    z_token: tl.constexpr, matrix_token: tl.constexpr,
+    SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, WHOLE: tl.constexpr, CUT: tl.constexpr,
+    KEEP: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr, EVERY: tl.constexpr,
 ):  # fmt: skip
-    """A is (state, channels); BC (batch, length, groups, 2, N), in float32.
+    """A (channels, state); B and C (batch, length, groups, state), of equal strides.
 
     If KEEP, the state before every EVERY-th token goes to `states` (kept, batch, N, channels), and with a gate the
     output before it to `ungated`, of the shape of out.
@@ -100,27 +102,28 @@ def scan_forward(
     d = tl.max_contiguous(group * per_group + inside, [1, BLOCK // 32])
     n = tl.arange(0, N)
     rows = n[:, None] * channels
-    a = tl.load((A + d) + rows, mask=(n < state)[:, None] & mask, other=0.0)
+    a = tl.load(A + d * state + n[:, None], mask=(n < state)[:, None] & mask, other=0.0)
     skip = tl.load(D + d, mask=mask, other=0.0)
     shift = tl.load(bias + d, mask=mask, other=0.0) * LOG2E
     at = b * length * channels + d
+    of_group = b * matrix_batch + group * matrix_group
     pointers = (
         u + (b * u_batch + d), delta + (b * delta_batch + d), z + (b * z_batch + d),
-        BC + (b * length * groups + group) * (2 * N), order + group * length, out + at, ungated + at,
+        place_matrices(B + of_group, C + of_group, state, N), order + group * length, out + at, ungated + at,
     )  # fmt: skip
     channel = (a, skip, shift, mask)
-    strides = (channels, u_token, delta_token, z_token, groups * 2 * N)
+    strides = (channels, u_token, delta_token, z_token, matrix_token)
     states += b * N * channels + d
     h = tl.zeros([N, BLOCK], tl.float32)
     whole = length // EVERY * EVERY  # unless CUT, that is the length
-    given = read_chunk(pointers, strides, 0, length, mask, GATED, ORDERED, CUT, EVERY, N)
+    given = read_chunk(pointers, strides, 0, length, mask, GATED, ORDERED, CUT, EVERY)
     for start in range(0, whole, EVERY):
         if KEEP:
             tl.store(states + rows, h, mask=mask)
             states += batch * N * channels
         # The next chunk is on its way while this one is computed; the last one is read again for nothing.
         ahead = tl.minimum(start + EVERY, whole - EVERY)
-        following = read_chunk(pointers, strides, ahead, length, mask, GATED, ORDERED, False, EVERY, N)
+        following = read_chunk(pointers, strides, ahead, length, mask, GATED, ORDERED, False, EVERY)
         h = forward_chunk(
             h, given, channel, pointers, strides, start, length, SOFTPLUS, GATED, ORDERED, False, KEEP, EVERY
         )
@@ -128,5 +131,5 @@ def scan_forward(
     if CUT:
         if KEEP:
             tl.store(states + rows, h, mask=mask)
-        given = read_chunk(pointers, strides, whole, length, mask, GATED, ORDERED, True, EVERY, N)
+        given = read_chunk(pointers, strides, whole, length, mask, GATED, ORDERED, True, EVERY)
         forward_chunk(h, given, channel, pointers, strides, whole, length, SOFTPLUS, GATED, ORDERED, True, KEEP, EVERY)

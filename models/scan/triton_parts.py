@@ -73,16 +73,24 @@ def read_tokens(pointer, stride, places, masks, start, ORDERED: tl.constexpr, EV
 
 
 @triton.jit
-def read_matrices(pointer, N: tl.constexpr):
-    """B and C of a token, (2, N): as many values as a warp has threads, each of which holds one until `both` hands them
-    round. To read them ahead then costs a register a token, and thirty-two where every thread reads them all."""
-    return tl.load(pointer + tl.arange(0, 2)[:, None] * N + tl.arange(0, N)[None, :])
+def place_matrices(B, C, state: tl.constexpr, N: tl.constexpr):
+    """Pointers (2, N) to B and C of a token, as many as a warp has threads, and which of their states exist."""
+    n = tl.arange(0, N)[None, :]
+    return tl.where(tl.arange(0, 2)[:, None] == 0, B, C) + n, n < state
 
 
 @triton.jit
-def both(matrices):
-    """B and C, (N, 1) each, in every thread."""
-    B, C = tl.split(tl.permute(matrices, (1, 0)))
+def read_matrices(pointers, present):
+    """B and C of a token, (2, N), as they are stored: a thread holds one value until `both` hands them round. To read
+    them ahead then costs a register a token, and thirty-two where every thread reads them all."""
+    return tl.load(pointers, mask=present, other=0.0)
+
+
+@triton.jit
+def both(matrices, AXIS: tl.constexpr = 0):
+    """B and C, (N, 1) each, in every thread and in float32. With another AXIS (of `opaque`) they are handed round
+    anew, where the compiler would keep them since the last time, and spill them."""
+    B, C = tl.split(tl.permute(opaque(matrices.to(tl.float32), AXIS), (1, 0)))
     return B[:, None], C[:, None]
 
 
@@ -114,10 +122,11 @@ def add_over_states(total, tile, weights):
 
 
 @triton.jit
-def opaque(tile):
+def opaque(tile, AXIS: tl.constexpr = 0):
     """The tile again, behind a sum over an axis of one. The compiler would compute all that led to an operand of a
     product a second time, in the product's layout, rather than move it there; past a sum it does not go."""
-    return tl.sum(tile.to(tl.int32, bitcast=True)[None, :, :], axis=0).to(tl.float32, bitcast=True)
+    bits = tl.expand_dims(tile.to(tl.int32, bitcast=True), AXIS)
+    return tl.sum(bits, axis=AXIS).to(tl.float32, bitcast=True)
 
 
 @triton.jit

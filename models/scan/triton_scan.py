@@ -1,7 +1,6 @@
-"""Backend `triton`: the scan on GPUs, one kernel forward and one backward.
+"""Backend `triton`: the scan on GPUs, one kernel forward, and backward one and the two sums of its programs' parts.
 
-The kernels take B and C in float32 and side by side (a twenty-fourth of the tokens at width 768), so that one load of a
-warp brings both, and the state size padded to a power of two.
+The kernels take tokens, B and C as they lie in the projections that they are slices of; nothing is copied beforehand.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from models.scan.backends import INTERPRETED
 from models.scan.inputs import ScanGradients, ScanInputs
 from models.scan.triton_backward import scan_backward
 from models.scan.triton_forward import scan_forward
+from models.scan.triton_sums import add_up
 
 EVERY = 4
 """Tokens between two kept states: as many states as the backward holds in registers without spilling."""
@@ -44,13 +44,11 @@ def rows(tokens: Tensor) -> Tensor:
     return tokens if tokens.stride(2) == 1 else tokens.contiguous()
 
 
-def side_by_side(inputs: ScanInputs, size: int) -> Tensor:
-    """B and C in contiguous float32, (batch, length, groups, 2, size), the state padded to `size` by zeros."""
-    batch, length, groups, state = inputs.B.shape
-    matrices = torch.empty(batch, length, groups, 2, size, device=inputs.B.device)
-    matrices[..., state:] = 0
-    matrices[..., 0, :state], matrices[..., 1, :state] = inputs.B, inputs.C
-    return matrices
+def matching(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """B and C with contiguous states, of one dtype and equal strides, as two slices of a projection have them."""
+    if B.dtype == C.dtype and B.stride() == C.stride() and B.stride(3) == 1:
+        return B, C
+    return B.float().contiguous(), C.float().contiguous()
 
 
 def floats(vector: Tensor | None, channels: int, device: torch.device) -> Tensor:
@@ -58,24 +56,26 @@ def floats(vector: Tensor | None, channels: int, device: torch.device) -> Tensor
 
 
 class Prepared:
-    """The inputs as the kernels take them, with A transposed. Other tensors stand in for an absent z or order."""
+    """The inputs as the kernels take them. Other tensors stand in for an absent z or order."""
 
     def __init__(self, inputs: ScanInputs) -> None:
         batch, length, channels = inputs.u.shape
         N, device = padded_state(inputs), inputs.u.device
-        u, delta, A = rows(inputs.u), rows(inputs.delta), inputs.A.T.float().contiguous()
+        u, delta, A = rows(inputs.u), rows(inputs.delta), inputs.A.float().contiguous()
         z = u if inputs.z is None else rows(inputs.z)
         order = A if inputs.order is None else inputs.order.to(torch.int32).contiguous()
+        B, C = matching(inputs.B, inputs.C)
         D, bias = (floats(vector, channels, device) for vector in (inputs.D, inputs.delta_bias))
-        self.tensors = (u, delta, A, side_by_side(inputs, N), D, z, bias, order)
-        self.per_group, self.batch = channels // inputs.groups, batch
-        self.sizes = (length, self.per_group, batch, inputs.A.shape[1], *(x.stride(0) for x in (u, delta, z)))
+        self.tensors = (u, delta, A, B, C, D, z, bias, order)
+        self.groups, self.per_group, self.batch = inputs.groups, channels // inputs.groups, batch
+        self.sizes = (length, self.per_group, batch, *(x.stride(0) for x in (u, delta, z, B)), B.stride(2))
         self.constants = {
             "channels": channels,
+            "state": A.shape[1],
             "u_token": u.stride(1),
             "delta_token": delta.stride(1),
             "z_token": z.stride(1),
-            "groups": inputs.groups,
+            "matrix_token": B.stride(1),
             "SOFTPLUS": inputs.delta_softplus,
             "GATED": inputs.z is not None,
             "ORDERED": inputs.order is not None,
@@ -88,7 +88,7 @@ class Prepared:
     def launch(self, kernel: Any, outputs: tuple[Tensor, ...], block: int, **flags: Any) -> None:
         """One warp a program, a program a batch element and `block` channels of one group."""
         blocks = triton.cdiv(self.per_group, block)
-        kernel[self.constants["groups"] * blocks, self.batch](
+        kernel[self.groups * blocks, self.batch](
             *self.tensors,
             *outputs,
             *self.sizes,
@@ -128,22 +128,28 @@ def backward(inputs: ScanInputs, states: Tensor, ungated: Tensor, dout: Tensor) 
     given = Prepared(inputs)
     batch, length, channels = inputs.u.shape
     N, state = padded_state(inputs), inputs.A.shape[1]
-    du, ddelta = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (inputs.u, inputs.delta))
-    dz = du if inputs.z is None else torch.empty(inputs.z.shape, dtype=inputs.z.dtype, device=du.device)
-    blocks = triton.cdiv(given.per_group, BACKWARD_BLOCK)
-    of_matrices = states.new_empty(2, blocks, batch, length, inputs.groups, N)
-    of_channels = states.new_empty(batch, N + 2, channels)
+
+    def empty(like: Tensor | None, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32 if like is None else like.dtype, device=dout.device)
+
+    du, ddelta = empty(inputs.u, *inputs.u.shape), empty(inputs.delta, *inputs.u.shape)
+    dz = du if inputs.z is None else empty(inputs.z, *inputs.u.shape)
+    dA, dD, dbias = empty(inputs.A, channels, N), empty(inputs.D, channels, 1), empty(inputs.delta_bias, channels, 1)
+    dB, dC = (empty(x, batch, length, inputs.groups, N) for x in (inputs.B, inputs.C))
+    of_matrices = empty(None, triton.cdiv(given.per_group, BACKWARD_BLOCK), batch, length, inputs.groups, 2, N)
+    of_channels = empty(None, batch, N + 2, channels)
     outputs = (states, ungated, dout.contiguous(), du, ddelta, dz, of_matrices, of_channels)
-    given.launch(scan_backward, outputs, BACKWARD_BLOCK, DTYPE=products(inputs))
-    dB, dC = of_matrices.sum(1)[..., :state]
-    of_channels = of_channels.sum(0)
+    given.launch(scan_backward, outputs, BACKWARD_BLOCK, groups=inputs.groups, DTYPE=products(inputs))
+    add_up(of_matrices, (dB, dC), by_row=True)
+    add_up(of_channels, (dA, dD, dbias), by_row=False)
+    dA, dB, dC = (gradient[..., :state].contiguous() for gradient in (dA, dB, dC))
     return ScanGradients(
         du,
         ddelta,
-        of_channels[:state].T.to(inputs.A.dtype).contiguous(),
-        dB.to(inputs.B.dtype).contiguous(),
-        dC.to(inputs.C.dtype).contiguous(),
-        None if inputs.D is None else of_channels[N].to(inputs.D.dtype, copy=True),
+        dA,
+        dB,
+        dC,
+        None if inputs.D is None else dD.view(channels),
         None if inputs.z is None else dz,
-        None if inputs.delta_bias is None else of_channels[N + 1].to(inputs.delta_bias.dtype, copy=True),
+        None if inputs.delta_bias is None else dbias.view(channels),
     )

@@ -17,9 +17,9 @@ from typing import Any
 
 from scaling.errors import UserError
 
-TOKENS = ("u", "delta", "z", "out", "ungated", "dout", "du", "ddelta", "dz", "x", "dx")
-"""Arguments that hold tokens, in bfloat16; other tensors are float32, and `order` is int32."""
-SIZES = ("length", "per_group", "batch", "state", "channels", "groups")
+TOKENS = ("u", "delta", "z", "B", "C", "out", "ungated", "dout", "du", "ddelta", "dz", "x", "dx")
+"""Arguments that hold tokens, or B and C of tokens, in bfloat16; other tensors are float32, and `order` is int32."""
+SIZES = ("length", "per_group", "batch", "channels", "groups")
 STATES, CHANNELS = 16, 768
 
 
@@ -52,7 +52,8 @@ def _kernels(length: int, directions: int) -> list[_Kernel]:
 
     ordered = directions > 1
     wide = CHANNELS * directions
-    scan = {"channels": wide, "u_token": wide, "delta_token": wide, "z_token": 2 * wide, "groups": directions}
+    scan = {"channels": wide, "u_token": wide, "delta_token": wide, "z_token": 2 * wide}
+    scan |= {"state": STATES, "matrix_token": CHANNELS // 16 + 2 * STATES}
     scan |= {
         "SOFTPLUS": True,
         "GATED": not ordered,
@@ -71,7 +72,7 @@ def _kernels(length: int, directions: int) -> list[_Kernel]:
             _Kernel(kernel, scan | {"BLOCK": wide} | rest, 1, STATES * wide / 32 * triton_scan.EVERY)
             for kernel, wide, rest in (
                 (triton_forward.scan_forward, block, {"KEEP": True}),
-                (triton_backward.scan_backward, back, {"DTYPE": tl.bfloat16}),
+                (triton_backward.scan_backward, back, {"DTYPE": tl.bfloat16, "groups": directions}),
             )
         ),
         *(
@@ -93,7 +94,7 @@ def _compile(kernel: _Kernel, architecture: int, sizes: dict[str, int]) -> Any:
         if name in kernel.constants:
             signature[name] = "constexpr"
             continue
-        is_size = name in SIZES or name.endswith(("_batch", "_token"))
+        is_size = name in SIZES or name.endswith(("_batch", "_token", "_group"))
         pointer = "*i32" if name == "order" else "*bf16" if name in TOKENS else "*fp32"
         signature[name] = "i32" if is_size else pointer
         if not is_size or sizes.get(name, 16) % 16 == 0:
