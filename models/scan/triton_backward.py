@@ -48,7 +48,7 @@ def read_chunk(
     GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr,
 ):  # fmt: skip
     """What EVERY tokens need: u, delta, dout, z and the output before the gate (u if there is none), and B and C."""
-    u, delta, z, (matrix, present), order, ungated, dout = pointers
+    u, delta, z, matrix, present, order, ungated, dout = pointers
     places, masks = visits(order, start, length, mask, ORDERED, CUT, EVERY)
     tokens = read_tokens(u, strides[1], places, masks, start, ORDERED, EVERY)
     raws = read_tokens(delta, strides[2], places, masks, start, ORDERED, EVERY)
@@ -97,7 +97,7 @@ def backward_chunk(
     nothing.
     """
     a, skip, shift, mask = channel
-    order = pointers[4]
+    order = pointers[5]
     du, ddelta, dz, dB, dC = gradients
     N: tl.constexpr = a.shape[0]
     tokens, raws, _, _, _, matrices = given
@@ -170,9 +170,10 @@ def scan_backward(
     shift = tl.load(bias + d, mask=mask, other=0.0) * LOG2E
     at = b * length * channels + d
     of_group = b * matrix_batch + group * matrix_group
+    matrix, present = place_matrices(B + of_group, C + of_group, state, N)
     pointers = (
         u + (b * u_batch + d), delta + (b * delta_batch + d), z + (b * z_batch + d),
-        place_matrices(B + of_group, C + of_group, state, N), order + group * length, ungated + at, dout + at,
+        matrix, present, order + group * length, ungated + at, dout + at,
     )  # fmt: skip
     of_matrices += ((block * batch + b) * length * groups + group) * (2 * N)
     gradients = (du + at, ddelta + at, dz + at, of_matrices, of_matrices + N)

@@ -36,7 +36,7 @@ def read_chunk(
     GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr,
 ):  # fmt: skip
     """What EVERY tokens need: u, delta, z (u again if there is no gate), and B and C."""
-    u, delta, z, (matrix, present), order, _, _ = pointers
+    u, delta, z, matrix, present, order, _, _ = pointers
     places, masks = visits(order, start, length, mask, ORDERED, CUT, EVERY)
     tokens = read_tokens(u, strides[1], places, masks, start, ORDERED, EVERY)
     steps = read_tokens(delta, strides[2], places, masks, start, ORDERED, EVERY)
@@ -55,7 +55,7 @@ def forward_chunk(
 ):  # fmt: skip
     """Writes the outputs of a chunk of EVERY tokens (`given`, of read_chunk), and returns the state after it."""
     a, skip, shift, mask = channel
-    _, _, _, _, order, out, ungated = pointers
+    _, _, _, _, _, order, out, ungated = pointers
     tokens, steps, gates, matrices = given
     places, masks = visits(order, start, length, mask, ORDERED, CUT, EVERY)
     sums, outputs = (), ()
@@ -107,9 +107,10 @@ def scan_forward(
     shift = tl.load(bias + d, mask=mask, other=0.0) * LOG2E
     at = b * length * channels + d
     of_group = b * matrix_batch + group * matrix_group
+    matrix, present = place_matrices(B + of_group, C + of_group, state, N)
     pointers = (
         u + (b * u_batch + d), delta + (b * delta_batch + d), z + (b * z_batch + d),
-        place_matrices(B + of_group, C + of_group, state, N), order + group * length, out + at, ungated + at,
+        matrix, present, order + group * length, out + at, ungated + at,
     )  # fmt: skip
     channel = (a, skip, shift, mask)
     strides = (channels, u_token, delta_token, z_token, matrix_token)
