@@ -93,6 +93,7 @@ def _backward_shapes(*arguments: Any) -> list[Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # else what was kept gets gradients too: zeros, a state's size for every chunk
     *tensors, ctx.delta_softplus, order, _, ctx.backend = inputs
     ctx.save_for_backward(*tensors, order, *output[1:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from models.scan import available_backends, causal_conv1d, selective_scan, torch_scan
+from models.scan.backends import load
 from models.scan.inputs import ScanInputs
 from scaling.errors import UserError
 from tests.models.scan.cases import cast, parameters, scan_inputs
@@ -101,6 +103,31 @@ def test_meta_tensors_give_shapes() -> None:
     out = selective_scan(*inputs[:8], True)
     assert out.device.type == "meta"
     assert out.shape == inputs.u.shape
+
+
+class ZeroWatch(TorchDispatchMode):
+    """The sizes of the tensors of zeros that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if "zeros" in func.name():
+            self.sizes.append(out.numel())
+        return out
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_was_kept_gets_no_gradient_of_zeros(backend: str) -> None:
+    inputs = cast(scan_inputs(2, 30, 20), torch.float32)
+    leaves = [x.requires_grad_() for x in inputs[:8] if isinstance(x, Tensor)]
+    out = selective_scan(*leaves, True, backend)
+    with ZeroWatch() as watch:
+        torch.autograd.grad(out, leaves, torch.ones_like(out))
+    states = load("selective_scan", backend).kept_shapes(inputs)[0]
+    assert math.prod(states) not in watch.sizes
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
