@@ -14,7 +14,7 @@ from scaling.bench.compile_only import innermost_loop
 from scaling.cli.bench import app
 from scaling.errors import UserError
 
-SPILLED = {("scan_backward", 197, 1): 104, ("scan_backward", 197, 4): 8}
+SPILLED = {("scan_backward", 197, 1): 40, ("scan_backward", 197, 4): 72}
 """Bytes of local memory, of 255 registers' 1,020, where a last chunk of less than four tokens has code of its own."""
 SASS = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;
@@ -50,10 +50,11 @@ def test_kernels_for_hopper(tmp_path: Path) -> None:
         if row["kernel"] == "scan_forward":
             assert row["shuffles"] == 0
             assert 1 <= row["exponentials"] <= 1.2
-            assert row["instructions"] <= 7.76  # of a whole chunk, with the stores of its kept state
+            # Of a whole chunk, with the stores of its kept state and the widening of B and C.
+            assert row["instructions"] <= 7.77
         if row["kernel"] == "scan_backward":
             assert row["shuffles"] == 0
-            assert row["instructions"] <= 22.2
+            assert row["instructions"] <= 21.9
         if row["kernel"] == "conv_backward":
             assert row["instructions"] <= 52
 
