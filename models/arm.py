@@ -112,6 +112,12 @@ class ARM(WithTables):
         context = mask if encoder.encoder == "vit" else None
         levels = self.encoder(tokens, context, noise, taps=self.config.taps(encoder.depth))
         prediction = self.decoder(levels, sequence[cluster:], mask)
-        target = targets_of(images, encoder.patch_size, self.config.target).index_select(1, sequence[cluster:])
-        per_position = (prediction.float() - target).square().mean(dim=2).mean(dim=0)
+        per_position = self.errors(prediction, images).mean(dim=0)
         return Prediction(per_position.mean(), per_position, prediction)
+
+    def errors(self, prediction: Tensor, images: Tensor) -> Tensor:
+        """Squared errors (batch, length), a position's mean over the values of its patch."""
+        cluster = self.config.cluster_side**2
+        target = targets_of(images, self.encoder.config.patch_size, self.config.target)
+        target = target.index_select(1, self.get_buffer("sequence")[cluster:])
+        return (prediction.float() - target).square().mean(dim=2)

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from models.arm import CrossBlock
+from models.arm import ARM, ARDecoder, CrossBlock
 from models.mamba import MambaBlock
 from models.vit import ViTBlock
 
 BLOCKS = (MambaBlock, ViTBlock, CrossBlock)
+PARTS = ((ARDecoder, "memories"), (ARM, "errors"))
+"""Methods of what is around the blocks that take noticeable time kernel by kernel."""
 
 
 def blocks_of(objective: nn.Module) -> list[nn.Module]:
@@ -41,6 +43,10 @@ def parallelize(
             forward = torch.compile(forward)
         if checkpointing or compile:
             block.forward = forward
+    for module in objective.modules() if compile else ():
+        for kind, method in PARTS:
+            if isinstance(module, kind):
+                setattr(module, method, torch.compile(getattr(module, method)))
     if shard is not None:
         for block in blocks_of(objective):
             shard(block)

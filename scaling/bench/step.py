@@ -100,15 +100,17 @@ class Contender:
         self.run: Callable[[], object]
 
     def build(self, device: torch.device) -> None:
-        """Makes the model and takes two steps: the first compiles and makes the moments, the second has its peak."""
+        """Makes the model and takes the first steps, which compile, make the moments and reach the peak of memory."""
 
         def start() -> None:
             trainer = self.make()
             self.run = trainer.step
             if isinstance(trainer, OfficialLoop):
                 self.backend = {"reference": "reference", "mamba-ssm": "cuda"}.get(trainer.kernels, self.backend)
-            self.run()
-            self.run()
+                trainer.step()
+                trainer.step()
+            else:
+                trainer.warm_up()
 
         self.peak = peak_bytes(start, device)
 

@@ -121,6 +121,11 @@ class Trainer:
         self.inputs = resident_inputs(config, self.engine.device)
         self.accumulation = config.train.global_batch // rank.ranks // len(self.inputs.images)
 
+    def warm_up(self) -> None:
+        """The steps that compile, make the moments and, where passes are recorded, come before their first replay."""
+        for _ in range(2 if self.engine.captured is None else self.engine.captured.eager + 1):
+            self.step()
+
     def step(self) -> Tensor:
         """The gradient norm, on the device."""
         inputs = self.inputs

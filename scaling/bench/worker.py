@@ -57,8 +57,7 @@ def _visit(case: RankCase, rank: Rank) -> dict[str, Any]:
 
     def start() -> None:
         trainers.append(Trainer(config, rank, case.backend))
-        trainers[0].step()
-        trainers[0].step()
+        trainers[0].warm_up()
 
     peak = peak_bytes(start, device)
     if case.folder:

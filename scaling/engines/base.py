@@ -12,10 +12,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.noise import Noise
+from models.objectives import Measured
 from models.parallel import parallelize
 from scaling.config import RunConfig
 from scaling.dtensor import whole
 from scaling.ema import WeightAverage
+from scaling.engines.captured import CapturedPass
 from scaling.environment import Rank
 from scaling.optimizer import build_optimizer, set_learning_rate
 
@@ -35,6 +37,10 @@ class Engine(ABC):
         self.objective: nn.Module
         self.optimizer: torch.optim.Optimizer
         self.average: WeightAverage | None = None
+        self.captured: CapturedPass | None = None
+
+    eager_passes: int | None = None
+    """Of a kind before a GPU replays its recording; None where an engine's passes cannot be recorded."""
 
     shard: Callable[[nn.Module], None] | None = None
     """Spreads a block, and at last the objective, over ranks; None where every rank holds the whole model."""
@@ -53,7 +59,7 @@ class Engine(ABC):
             self.allocate(objective)
             fill(objective)
         self.optimizer = build_optimizer(objective, config)
-        self.wrap()
+        self.build()
         if config.train.ema:
             self.average = WeightAverage(self.masters(), max(1.0, config.train.ema * steps))
         self.skipped = torch.zeros((), dtype=torch.float32, device=self.device)
@@ -61,6 +67,17 @@ class Engine(ABC):
     def allocate(self, objective: nn.Module) -> None:
         """Memory for an objective on the meta device."""
         objective.to_empty(device=self.device)
+
+    def build(self) -> None:
+        """`wrap`, and where the passes will be recorded on a GPU, what does that."""
+        if not self.config.compile or self.device.type != "cuda" or self.eager_passes is None:
+            self.wrap()
+            return
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(stream):  # where nodes of autograd that outlive a pass are made
+            self.wrap()
+        parameters = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
+        self.captured = CapturedPass(self.compute, parameters, stream, self.eager_passes)
 
     def wrap(self) -> None:  # noqa: B027  # most engines need nothing here
         """What an engine builds around the objective and its optimizer."""
@@ -74,14 +91,17 @@ class Engine(ABC):
         """Encoder with its head or decoder, inside the objective."""
         return self.objective.get_submodule("module")
 
-    @abstractmethod
-    def forward(
-        self, images: Tensor, labels: Tensor | None, noise: Noise, *, last: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, images: Tensor, labels: Tensor | None, noise: Noise, *, last: bool) -> Measured:
         """(loss, metrics) of a micro-batch under the run's precision.
 
-        Ranks synchronise gradients on the `last` micro-batch of a step alone.
+        Ranks synchronise gradients on the `last` micro-batch of a step alone. Compiled on a GPU, `compute` and its
+        backward are replayed as CUDA graphs where the engine's can be.
         """
+        return (self.captured or self.compute)(images, labels, noise, last)
+
+    @abstractmethod
+    def compute(self, images: Tensor, labels: Tensor | None, noise: Noise, last: bool) -> Measured:
+        """`forward`, kernel by kernel."""
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of `loss`."""

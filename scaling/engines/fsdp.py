@@ -17,6 +17,7 @@ from torch.distributed.fsdp import (
 )
 
 from models.noise import Noise
+from models.objectives import Measured
 from scaling.config import RunConfig
 from scaling.engines.base import Engine
 from scaling.environment import Rank
@@ -68,9 +69,7 @@ class ShardedEngine(Engine):
         for buffer in objective.buffers():
             buffer.data = buffer.to(self.device)
 
-    def forward(
-        self, images: Tensor, labels: Tensor | None, noise: Noise, *, last: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute(self, images: Tensor, labels: Tensor | None, noise: Noise, last: bool) -> Measured:
         self.parts[-1].set_requires_gradient_sync(last)
         with self.autocast():
             return self.objective(images, labels, noise)

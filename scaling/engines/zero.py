@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.noise import Noise
+from models.objectives import Measured
 from models.parallel import BLOCKS
 from scaling.config import ZERO_BUCKET, RunConfig
 from scaling.engines.base import Engine
@@ -94,9 +95,7 @@ class ZeroEngine(Engine):
     def masters(self) -> dict[str, Tensor]:
         return {str(number): flat for number, flat in enumerate(self.partition.flats)}
 
-    def forward(
-        self, images: Tensor, labels: Tensor | None, noise: Noise, *, last: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute(self, images: Tensor, labels: Tensor | None, noise: Noise, last: bool) -> Measured:
         self.wrapped.set_gradient_accumulation_boundary(last)
         return self.wrapped(images, labels, noise)
 

@@ -1,0 +1,105 @@
+"""Forward and backward of a micro-batch as CUDA graphs: the host launches two graphs, not thousands of kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.noise import Noise
+from models.objectives import Measured
+
+Compute = Callable[[Tensor, Tensor | None, Noise, bool], Measured]
+"""(images, labels, noise, last) to loss and metrics, differentiable: Engine.compute."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Both graphs of a pass, and the memory that their replays read and fill."""
+
+    forward: torch.cuda.CUDAGraph
+    backward: torch.cuda.CUDAGraph
+    given: list[Tensor]
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    of_loss: Tensor
+    gradients: list[tuple[nn.Parameter, Tensor | None]]
+
+
+class CapturedPass:
+    """Runs `compute` and its backward a few times as they are, then records them and replays the recordings.
+
+    A recording is of one kind of pass: shapes, synchronisation, and whether there are gradients of earlier
+    micro-batches to add to. All recordings share their memory, and gradients are the same tensors every time. Weights
+    are read where they lie: they may change, but not move. A forward pass must be followed by its backward pass.
+    """
+
+    def __init__(
+        self, compute: Compute, parameters: Sequence[nn.Parameter], stream: torch.cuda.Stream, eager: int
+    ) -> None:
+        """`eager` passes of each kind come first, for what compiles or allocates when it first runs; they run on
+        `stream`, as what autograd makes then and keeps must not wait for another stream while it is recorded."""
+        self.compute, self.parameters, self.stream, self.eager = compute, parameters, stream, eager
+        self.pool = torch.cuda.graph_pool_handle()
+        self.anchor = torch.zeros((), device=stream.device, requires_grad=True)
+        self.met: Counter[tuple[object, ...]] = Counter()
+        self.recordings: dict[tuple[object, ...], Recording] = {}
+
+    def __call__(self, images: Tensor, labels: Tensor | None, noise: Noise, last: bool) -> Measured:
+        """As `compute`, with a loss whose backward fills the gradients of the parameters."""
+        fresh = all(parameter.grad is None for parameter in self.parameters)
+        given = (images, labels, *noise)
+        kind = (fresh, last, *(None if tensor is None else tensor.shape for tensor in given))
+        self.met[kind] += 1
+        if self.met[kind] <= self.eager:
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                measured = self.compute(images, labels, noise, last)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return measured
+        if kind not in self.recordings:
+            self.recordings[kind] = self._record(images, labels, noise, last)
+        recording = self.recordings[kind]
+        for place, tensor in zip(recording.given, (tensor for tensor in given if tensor is not None), strict=True):
+            place.copy_(tensor)
+        loss = _Replay.apply(self.anchor, recording)
+        return loss, {name: value.clone() for name, value in recording.metrics.items()}
+
+    def _record(self, images: Tensor, labels: Tensor | None, noise: Noise, last: bool) -> Recording:
+        """Nothing is computed by it. Other threads, which load data, may go on using the device meanwhile."""
+        copies = [None if tensor is None else tensor.clone() for tensor in (labels, *noise)]
+        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        record = partial(torch.cuda.graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
+        images = images.clone()
+        with record(forward):
+            loss, metrics = self.compute(images, copies[0], Noise(*copies[1:]), last)
+        of_loss = torch.empty_like(loss)
+        with record(backward):
+            loss.backward(of_loss)
+        given = [images, *(copy for copy in copies if copy is not None)]
+        gradients = [(parameter, parameter.grad) for parameter in self.parameters]
+        return Recording(forward, backward, given, loss.detach(), metrics, of_loss, gradients)
+
+
+class _Replay(torch.autograd.Function):
+    """A recorded pass as a node of autograd; `anchor` is there for the loss to need a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, recording: Recording) -> Tensor:
+        ctx.recording = recording
+        recording.forward.replay()
+        return recording.loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, of_loss: Tensor) -> tuple[None, None]:
+        recording = ctx.recording
+        recording.of_loss.copy_(of_loss)
+        recording.backward.replay()
+        for parameter, gradient in recording.gradients:
+            parameter.grad = gradient
+        return None, None
