@@ -18,7 +18,7 @@ Compute = Callable[[Tensor, Tensor | None, Noise, bool], Measured]
 """(images, labels, noise, last) to loss and metrics, differentiable: Engine.compute."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recording:
     """Both graphs of a pass, and the memory that their replays read and fill."""
 
@@ -34,9 +34,10 @@ class Recording:
 class CapturedPass:
     """Runs `compute` and its backward a few times as they are, then records them and replays the recordings.
 
-    A recording is of one kind of pass: shapes, synchronisation, and whether there are gradients of earlier
-    micro-batches to add to. All recordings share their memory, and gradients are the same tensors every time. Weights
-    are read where they lie: they may change, but not move. A forward pass must be followed by its backward pass.
+    A recording is of one kind of pass: shapes, synchronisation, and what it adds to. The first pass of a step has no
+    gradients to add to, and its recording fills the same tensors every time; the passes after it add to those. All
+    recordings share their memory. Weights are read where they lie: they may change, but not move. A forward pass must
+    be followed by its backward pass.
     """
 
     def __init__(
@@ -49,26 +50,35 @@ class CapturedPass:
         self.anchor = torch.zeros((), device=stream.device, requires_grad=True)
         self.met: Counter[tuple[object, ...]] = Counter()
         self.recordings: dict[tuple[object, ...], Recording] = {}
+        self.filled: Recording | None = None
+        """What gave the parameters the gradients that they have; None where that was no replay."""
 
     def __call__(self, images: Tensor, labels: Tensor | None, noise: Noise, last: bool) -> Measured:
         """As `compute`, with a loss whose backward fills the gradients of the parameters."""
         fresh = all(parameter.grad is None for parameter in self.parameters)
         given = (images, labels, *noise)
-        kind = (fresh, last, *(None if tensor is None else tensor.shape for tensor in given))
+        kind = (fresh or self.filled, last, *(None if tensor is None else tensor.shape for tensor in given))
         self.met[kind] += 1
-        if self.met[kind] <= self.eager:
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                measured = self.compute(images, labels, noise, last)
-            torch.cuda.current_stream().wait_stream(self.stream)
-            return measured
+        if self.met[kind] <= self.eager or not (fresh or self.filled):
+            if fresh:
+                self.filled = None
+            return self._as_it_is(images, labels, noise, last)
         if kind not in self.recordings:
             self.recordings[kind] = self._record(images, labels, noise, last)
         recording = self.recordings[kind]
+        if fresh:
+            self.filled = recording
         for place, tensor in zip(recording.given, (tensor for tensor in given if tensor is not None), strict=True):
             place.copy_(tensor)
         loss = _Replay.apply(self.anchor, recording)
         return loss, {name: value.clone() for name, value in recording.metrics.items()}
+
+    def _as_it_is(self, images: Tensor, labels: Tensor | None, noise: Noise, last: bool) -> Measured:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            measured = self.compute(images, labels, noise, last)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return measured
 
     def _record(self, images: Tensor, labels: Tensor | None, noise: Noise, last: bool) -> Recording:
         """Nothing is computed by it. Other threads, which load data, may go on using the device meanwhile."""
