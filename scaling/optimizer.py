@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.groups import decays, layer_of, reads_width
 from scaling.config import RunConfig
@@ -39,6 +39,16 @@ def build_optimizer(objective: nn.Module, config: RunConfig) -> torch.optim.Adam
     """AdamW over the parameters of `objective`, fused; its learning rate is set before every step."""
     groups = parameter_groups(objective, config)
     return torch.optim.AdamW(groups, lr=0.0, betas=config.train.betas, fused=True)
+
+
+def zero_moments(parameter: Tensor) -> dict[str, Tensor]:
+    """What fused AdamW keeps of a parameter before its first update, laid out and spread over ranks like it."""
+    weight = parameter.detach()
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=weight.device),
+        "exp_avg": torch.zeros_like(weight),
+        "exp_avg_sq": torch.zeros_like(weight),
+    }
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

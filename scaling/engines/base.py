@@ -19,7 +19,7 @@ from scaling.dtensor import whole
 from scaling.ema import WeightAverage
 from scaling.engines.captured import CapturedPass
 from scaling.environment import Rank
-from scaling.optimizer import build_optimizer, set_learning_rate
+from scaling.optimizer import build_optimizer, set_learning_rate, zero_moments
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -86,6 +86,12 @@ class Engine(ABC):
         """The fp32 weights that the optimizer updates on this rank, the live memory."""
         return {name: weight for name, weight in self.objective.named_parameters() if weight.requires_grad}
 
+    def moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What AdamW keeps of a parameter, the live tensors; zeros before the first update."""
+        if not self.optimizer.state[parameter]:
+            self.optimizer.state[parameter] = zero_moments(parameter)
+        return self.optimizer.state[parameter]
+
     @property
     def module(self) -> nn.Module:
         """Encoder with its head or decoder, inside the objective."""
@@ -140,12 +146,15 @@ class Engine(ABC):
 
         The scale is that of torch.nn.utils.clip_grad_norm_; the fused update divides by it as it reads the gradients.
         """
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        norm = self.norm()
         if limit:
             self.optimizer.grad_scale = ((norm + 1e-6) / limit).clamp(min=1.0)  # type: ignore[attr-defined]
         return norm
+
+    def norm(self) -> Tensor:
+        """The norm of all gradients that the optimizer is to take, over all ranks."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
     def update(self) -> None:
         """The optimizer's own step, which the optimizer's `found_inf` masks; the gradients are then gone."""
@@ -192,11 +201,7 @@ class Engine(ABC):
             tensors[f"model.{name}"] = parameter.detach()
             if not parameter.requires_grad:
                 continue
-            moments = self.optimizer.state[parameter]
-            if not moments:
-                moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                moments["exp_avg"] = torch.zeros_like(parameter.detach())
-                moments["exp_avg_sq"] = torch.zeros_like(parameter.detach())
+            moments = self.moments(parameter)
             tensors |= {f"optimizer.{name}.{moment}": moments[moment] for moment in MOMENTS}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -19,9 +20,11 @@ from torch.distributed.fsdp import (
 from models.noise import Noise
 from models.objectives import Measured
 from scaling.config import RunConfig
+from scaling.dtensor import local
 from scaling.engines.base import Engine
 from scaling.environment import Rank
 from scaling.errors import UserError
+from scaling.optimizer import zero_moments
 
 
 class ShardedEngine(Engine):
@@ -41,6 +44,8 @@ class ShardedEngine(Engine):
         # An output may be a view (a linear layer's is); no objective writes into one, which is what torch warns of.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self.parts: list[FSDPModule] = []
+        self.shards: dict[Tensor, nn.Parameter] = {}
+        self.spread: dict[Tensor, dict[str, Tensor]] = {}
 
     def _mesh(self) -> DeviceMesh:
         """All ranks in a row, or (replicas, shards): sharded among neighbours and replicated beyond them (HSDP)."""
@@ -73,6 +78,33 @@ class ShardedEngine(Engine):
         self.parts[-1].set_requires_gradient_sync(last)
         with self.autocast():
             return self.objective(images, labels, noise)
+
+    def wrap(self) -> None:
+        """Has AdamW update this rank's parts as plain tensors, which costs the host a part of what DTensors do.
+
+        They share the memory of the parameters, which FSDP leaves where it is once the objective has been allocated,
+        and of the moments in `state`.
+        """
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                self.shards[parameter] = shard = nn.Parameter(local(parameter))
+                self.spread[parameter] = moments = zero_moments(parameter)
+                self.optimizer.state[shard] = {name: local(moment) for name, moment in moments.items()}
+            group["params"] = [self.shards[parameter] for parameter in group["params"]]
+
+    def moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        return self.spread[parameter]
+
+    @torch.no_grad()
+    def step(self, lr: float, loss: Tensor | None = None) -> Tensor:
+        for parameter, shard in self.shards.items():
+            if parameter.grad is not None:
+                shard.grad, parameter.grad = local(parameter.grad), None
+        return super().step(lr, loss)
+
+    def norm(self) -> Tensor:
+        """Replicas hold the same averaged gradients; one sum over all ranks, so that none of them updates alone."""
+        return (self.sum(super().norm().square()) / self.options.replicas).sqrt()
 
     @contextmanager
     def evaluating(self, *, averaged: bool) -> Iterator[None]:

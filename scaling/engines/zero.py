@@ -146,11 +146,7 @@ class ZeroEngine(Engine):
     def state(self) -> dict[str, Any]:
         flats = self.partition.flats
         for flat in flats:
-            moments = self.optimizer.state[flat]
-            if not moments:
-                moments["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
-                moments["exp_avg"] = torch.zeros_like(flat.detach())
-                moments["exp_avg_sq"] = torch.zeros_like(flat.detach())
+            self.moments(flat)
         buffers = {name: [self.optimizer.state[flat][name] for flat in flats] for name in ("exp_avg", "exp_avg_sq")}
         tensors: dict[str, Any] = {"skipped": self.skipped}
         for piece in self.partition.pieces:

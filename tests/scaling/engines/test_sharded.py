@@ -191,6 +191,13 @@ def test_engine_properties_on_two_ranks(root: Path) -> None:
     launch("engine_checks", run_of(root, "single", "pretrain") / rundir.CONFIG, "ddp", "fsdp", "deepspeed", ranks=2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_updates_without_dtensors(shards: Path, tmp_path: Path, ranks: int) -> None:
+    """`update_checks` says what is compared."""
+    launch("update_checks", write_run(small_config(shards), tmp_path) / rundir.CONFIG, ranks=ranks)
+
+
 def test_replicas_must_divide_the_ranks(shards: Path) -> None:
     config = spread(small_config(shards), fsdp=FSDPConfig(replicas=3))
     with pytest.raises(UserError, match=r"fsdp\.replicas.*4 ranks"):
