@@ -100,6 +100,8 @@ class ShardedEngine(Engine):
         for parameter, shard in self.shards.items():
             if parameter.grad is not None:
                 shard.grad, parameter.grad = local(parameter.grad), None
+        if self.options.offload and loss is not None:
+            loss = loss.cpu()  # with the norm there: AdamW's own copy of the mask would not wait for it to arrive
         return super().step(lr, loss)
 
     def norm(self) -> Tensor:
