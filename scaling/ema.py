@@ -18,22 +18,20 @@ class WeightAverage:
     """
 
     def __init__(self, weights: dict[str, torch.Tensor], time_constant: float) -> None:
-        """`weights` are the live ones by name, which the optimizer updates."""
+        """`weights` are the live ones by name, which the optimizer updates where they now are."""
         assert time_constant >= 1.0
         self.weight = 1.0 / time_constant
-        self.names, self.source = list(weights), list(weights.values())
-        self.average = [tensor.detach().clone() for tensor in self.source]
+        self.names = list(weights)
+        self.average = [tensor.detach().clone() for tensor in weights.values()]
+        self.parts = [local(tensor) for tensor in self.average], [local(tensor) for tensor in weights.values()]
+        """This rank's parts of the averages and of the weights, the live memory."""
 
     @torch.no_grad()
     def update(self, taken: torch.Tensor) -> None:
         """Moves the average towards the weights; `taken` (a scalar) is 0 where the step was masked, else 1."""
-        average, source = self._parts()
+        average, source = self.parts
         weight = (self.weight * taken).to(average[0])
         torch._foreach_lerp_(average, source, [weight] * len(source))
-
-    def _parts(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """This rank's parts of the averages and of the weights, the live memory."""
-        return [local(tensor) for tensor in self.average], [local(parameter) for parameter in self.source]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """{name: averaged tensor}, the tensors themselves."""
@@ -43,7 +41,7 @@ class WeightAverage:
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
         """The weights are the averaged ones inside the block and their own again after it."""
-        average, source = self._parts()
+        average, source = self.parts
         kept = [tensor.clone() for tensor in source]
         torch._foreach_copy_(source, average)
         try:
