@@ -57,9 +57,7 @@ def read_chunk(
     if GATED:
         gates = read_tokens(z, strides[3], places, masks, start, ORDERED, EVERY)
         outputs = read_tokens(ungated, strides[0], places, masks, start, ORDERED, EVERY)
-    here, matrices = at_chunk(matrix, strides[4], start, ORDERED), ()
-    for k in tl.static_range(EVERY):
-        matrices = matrices + (read_matrices(here + places[k] * strides[4], present),)
+    matrices = read_matrices(matrix, strides[4], places, present, start, length, ORDERED, CUT, EVERY)
     return tokens, raws, grads, gates, outputs, matrices
 
 
@@ -115,7 +113,7 @@ def backward_chunk(
         of_C = sum_over_channels(of_C, k, h, columns, DTYPE)
         decayed, steps = decayed + (carried,), steps + (dt,)
         slopes, drives = slopes + (slope,), drives + (drive,)
-    store_columns(dC, strides[5], of_C, order, start, length, ORDERED, EVERY)
+    store_columns(dC, strides[5], of_C, places, start, length, ORDERED, EVERY)
 
     g = adjoint
     sum_A, sum_D, sum_bias = sums
@@ -141,7 +139,7 @@ def backward_chunk(
         at = places[k] * strides[0]
         tl.store(du + at, (ddrive * dt + dy * skip).to(du.dtype.element_ty), mask=masks[k])
         tl.store(ddelta + at, draw.to(ddelta.dtype.element_ty), mask=masks[k])
-    store_columns(dB, strides[5], of_B, order, start, length, ORDERED, EVERY)
+    store_columns(dB, strides[5], of_B, places, start, length, ORDERED, EVERY)
     return g, (sum_A, sum_D, sum_bias), h, following
 
 
@@ -181,24 +179,17 @@ def scan_backward(
     strides = (channels, u_token, delta_token, z_token, matrix_token, groups * 2 * N)
     states += b * N * channels + d
     between = batch.to(tl.int64) * N * channels  # two kept states
-    whole, last = length // EVERY, tl.cdiv(length, EVERY) - 1
+    last = tl.cdiv(length, EVERY) - 1
     g = tl.zeros([N, BLOCK], tl.float32)
     none = tl.zeros([1, BLOCK], tl.float32)
     sums = (g, none, none)
     h = read_states(states + last * between, channels, mask, N)
     given = read_chunk(pointers, strides, last * EVERY, length, mask, GATED, ORDERED, CUT, EVERY)
-    if CUT:  # noqa: SIM102
-        if whole * EVERY < length:  # always so; a block of its own compiles in an eighth of the time
-            ahead = tl.maximum(whole - 1, 0)
-            g, sums, h, given = backward_chunk(
-                g, sums, h, given, ahead * EVERY, channel, pointers, states + ahead * between, gradients, strides,
-                whole * EVERY, length, SOFTPLUS, GATED, ORDERED, True, EVERY, DTYPE,
-            )  # fmt: skip
-    for chunk in range(whole - 1, -1, -1):
+    for chunk in range(last, -1, -1):
         ahead = tl.maximum(chunk - 1, 0)  # the first chunk is read again for nothing
         g, sums, h, given = backward_chunk(
             g, sums, h, given, ahead * EVERY, channel, pointers, states + ahead * between, gradients, strides,
-            chunk * EVERY, length, SOFTPLUS, GATED, ORDERED, False, EVERY, DTYPE,
+            chunk * EVERY, length, SOFTPLUS, GATED, ORDERED, CUT, EVERY, DTYPE,
         )  # fmt: skip
     of_channels += b * (N + 2) * channels + d
     tl.store(of_channels + n[:, None] * channels, sums[0], mask=mask)

@@ -41,9 +41,7 @@ def read_chunk(
     tokens = read_tokens(u, strides[1], places, masks, start, ORDERED, EVERY)
     steps = read_tokens(delta, strides[2], places, masks, start, ORDERED, EVERY)
     gates = read_tokens(z, strides[3], places, masks, start, ORDERED, EVERY) if GATED else tokens
-    here, matrices = at_chunk(matrix, strides[4], start, ORDERED), ()
-    for k in tl.static_range(EVERY):
-        matrices = matrices + (read_matrices(here + places[k] * strides[4], present),)
+    matrices = read_matrices(matrix, strides[4], places, present, start, length, ORDERED, CUT, EVERY)
     return tokens, steps, gates, matrices
 
 

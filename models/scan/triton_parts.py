@@ -44,13 +44,13 @@ def sigmoid(x):
 
 @triton.jit
 def visits(order, start, length, mask, ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr):
-    """Where the tokens of a chunk lie behind `at_chunk`, in the order of visits, and for each the channels that exist.
-    A chunk that is CUT has tokens beyond the end: they read the last token's row, masked."""
+    """Where the tokens of a chunk lie behind `at_chunk`, in the order of visits, and for each the channels that exist:
+    none of a token beyond the end, which the last chunk of a CUT length has."""
     places, masks = (), ()
     for k in tl.static_range(EVERY):
         i = tl.minimum(start + k, length - 1) if CUT else start + k
         # Without an order they are constants, which the loads and stores take as they are.
-        places = places + (tl.load(order + i) if ORDERED else i - start if CUT else k,)
+        places = places + (tl.load(order + i) if ORDERED else k,)
         masks = masks + (mask & (tl.full(mask.shape, start + k, tl.int32) < length) if CUT else mask,)
     return places, masks
 
@@ -80,10 +80,18 @@ def place_matrices(B, C, state: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def read_matrices(pointers, present):
-    """B and C of a token, (2, N), as they are stored: a thread holds one value until `both` hands them round. To read
-    them ahead then costs a register a token, and thirty-two where every thread reads them all."""
-    return tl.load(pointers, mask=present, other=0.0)
+def read_matrices(
+    pointers, stride, places, present, start, length,
+    ORDERED: tl.constexpr, CUT: tl.constexpr, EVERY: tl.constexpr,
+):  # fmt: skip
+    """B and C of a chunk's tokens, (2, N) each, as they are stored: a thread holds one value of a token until `both`
+    hands them round. To read them ahead then costs a register a token, and thirty-two where every thread reads all."""
+    here = at_chunk(pointers, stride, start, ORDERED)
+    matrices = ()
+    for k in tl.static_range(EVERY):
+        there = present & (tl.full(present.shape, start + k, tl.int32) < length) if CUT else present
+        matrices = matrices + (tl.load(here + places[k] * stride, mask=there, other=0.0),)
+    return matrices
 
 
 @triton.jit
@@ -157,9 +165,12 @@ def sum_over_channels(sums, k: tl.constexpr, tile, columns, DTYPE: tl.constexpr)
 
 
 @triton.jit
-def store_columns(pointer, stride, sums, order, start, length, ORDERED: tl.constexpr, EVERY: tl.constexpr):
+def store_columns(pointer, stride, sums, places, start, length, ORDERED: tl.constexpr, EVERY: tl.constexpr):
     """The columns of a chunk's tokens into their rows of N."""
     k = tl.arange(0, COLUMNS)[None, :]
-    places = tl.load(order + tl.minimum(start + k, length - 1)) if ORDERED else k
-    at = at_chunk(pointer, stride, start, ORDERED) + places * stride + tl.arange(0, sums.shape[0])[:, None]
+    rows = k
+    if ORDERED:
+        for j in tl.static_range(EVERY):
+            rows = tl.where(k == j, places[j], rows)
+    at = at_chunk(pointer, stride, start, ORDERED) + rows * stride + tl.arange(0, sums.shape[0])[:, None]
     tl.store(at, sums, mask=k < tl.minimum(EVERY, length - start))

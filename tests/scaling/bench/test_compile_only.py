@@ -14,8 +14,9 @@ from scaling.bench.compile_only import innermost_loop
 from scaling.cli.bench import app
 from scaling.errors import UserError
 
-SPILLED = {("scan_backward", 197, 1): 40, ("scan_backward", 197, 4): 72}
-"""Bytes of local memory, of 255 registers' 1,020, where a last chunk of less than four tokens has code of its own."""
+INSTRUCTIONS = {(128, 1): 21.6, (197, 1): 22.5, (197, 4): 22.0}
+"""A state step of the scan's backward, by length and directions; where the length is no multiple of four, loads have
+masks."""
 SASS = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;
         /*0010*/                   LDG.E R2, [R4.64] ;
@@ -37,15 +38,14 @@ def test_code_without_a_loop_is_taken_whole() -> None:
 
 @pytest.mark.slow
 def test_kernels_for_hopper(tmp_path: Path) -> None:
-    """No shuffle in a scan, no more instructions than today, and no spills but where the backward's length is cut."""
+    """No shuffle in a scan, no spills, and no more instructions than today."""
     output = tmp_path / "kernels.json"
     result = CliRunner().invoke(app, ["scan", "--compile-only", "sm_90", "--output", str(output)])
     assert result.exit_code == 0, result.output
     rows = json.loads(output.read_text())["kernels"]
     assert [(row["length"], row["directions"]) for row in rows[::4]] == [(128, 1), (197, 1), (197, 4)]
     for row in rows:
-        case = (row["kernel"], row["length"], row["directions"])
-        assert row["local_bytes"] <= SPILLED.get(case, 0), row
+        assert row["local_bytes"] == 0, row
         assert row["registers"] <= 255
         if row["kernel"] == "scan_forward":
             assert row["shuffles"] == 0
@@ -54,7 +54,7 @@ def test_kernels_for_hopper(tmp_path: Path) -> None:
             assert row["instructions"] <= 7.77
         if row["kernel"] == "scan_backward":
             assert row["shuffles"] == 0
-            assert row["instructions"] <= 21.9
+            assert row["instructions"] <= INSTRUCTIONS[row["length"], row["directions"]]
         if row["kernel"] == "conv_backward":
             assert row["instructions"] <= 52
 
