@@ -198,7 +198,7 @@ class RunConfig:
     purpose: str = "accuracy"
     engine: str = "single"
     precision: str = "fp32"
-    compile: bool = False
+    compile: bool = False  # on a GPU, single and ddp then replay their passes as CUDA graphs, which keep their memory
     checkpointing: bool = False  # of activations
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
