@@ -115,6 +115,8 @@ class ZeroEngine(Engine):
         return norm
 
     def update(self) -> None:
+        if self.options.offload:  # AdamW's own copy of the mask to where the weights are would not wait for it
+            self.optimizer.found_inf = self.optimizer.found_inf.cpu()  # type: ignore[attr-defined]
         self.wrapped.step()
 
     @contextmanager
