@@ -46,20 +46,34 @@ def read_chunk(
 
 
 @triton.jit
+def widened(given, EVERY: tl.constexpr):
+    """What read_chunk has read, in float32: at the end of a turn of the loop, when it has long come. Carried into the
+    next turn as it is stored, with two channels of bfloat16 in a register, it would first be taken apart."""
+    tokens, steps, gates, matrices = given
+    wide_tokens, wide_steps, wide_gates, wide_matrices = (), (), (), ()
+    for k in tl.static_range(EVERY):
+        wide_tokens = wide_tokens + (tokens[k].to(tl.float32),)
+        wide_steps = wide_steps + (steps[k].to(tl.float32),)
+        wide_gates = wide_gates + (gates[k].to(tl.float32),)
+        wide_matrices = wide_matrices + (matrices[k].to(tl.float32),)
+    return wide_tokens, wide_steps, wide_gates, wide_matrices
+
+
+@triton.jit
 def forward_chunk(
     h, given, channel, pointers, strides, start, length,
     SOFTPLUS: tl.constexpr, GATED: tl.constexpr, ORDERED: tl.constexpr, CUT: tl.constexpr, KEEP: tl.constexpr,
     EVERY: tl.constexpr,
 ):  # fmt: skip
-    """Writes the outputs of a chunk of EVERY tokens (`given`, of read_chunk), and returns the state after it."""
+    """Writes the outputs of a chunk of EVERY tokens (`given`, widened), and returns the state after it."""
     a, skip, shift, mask = channel
     _, _, _, _, _, order, out, ungated = pointers
     tokens, steps, gates, matrices = given
     places, masks = visits(order, start, length, mask, ORDERED, CUT, EVERY)
     sums, outputs = (), ()
     for k in tl.static_range(EVERY):
-        x = tokens[k].to(tl.float32)
-        s = steps[k].to(tl.float32) * LOG2E + shift
+        x = tokens[k]
+        s = steps[k] * LOG2E + shift
         if SOFTPLUS:
             s = softplus_base_2(s)
         bt, ct = both(matrices[k])
@@ -67,8 +81,7 @@ def forward_chunk(
         y = add_over_states(skip * x, h, ct)
         sums = sums + (y,)
         if GATED:
-            gate = gates[k].to(tl.float32)
-            y *= gate * sigmoid(gate)
+            y *= gates[k] * sigmoid(gates[k])
         outputs = outputs + (y,)
     out, ungated = at_chunk(out, strides[0], start, ORDERED), at_chunk(ungated, strides[0], start, ORDERED)
     for k in tl.static_range(EVERY):
@@ -115,7 +128,7 @@ def scan_forward(
     states += b * N * channels + d
     h = tl.zeros([N, BLOCK], tl.float32)
     whole = length // EVERY * EVERY  # unless CUT, that is the length
-    given = read_chunk(pointers, strides, 0, length, mask, GATED, ORDERED, CUT, EVERY)
+    given = widened(read_chunk(pointers, strides, 0, length, mask, GATED, ORDERED, CUT, EVERY), EVERY)
     for start in range(0, whole, EVERY):
         if KEEP:
             tl.store(states + rows, h, mask=mask)
@@ -126,9 +139,9 @@ def scan_forward(
         h = forward_chunk(
             h, given, channel, pointers, strides, start, length, SOFTPLUS, GATED, ORDERED, False, KEEP, EVERY
         )
-        given = following
+        given = widened(following, EVERY)
     if CUT:
         if KEEP:
             tl.store(states + rows, h, mask=mask)
-        given = read_chunk(pointers, strides, whole, length, mask, GATED, ORDERED, True, EVERY)
+        given = widened(read_chunk(pointers, strides, whole, length, mask, GATED, ORDERED, True, EVERY), EVERY)
         forward_chunk(h, given, channel, pointers, strides, whole, length, SOFTPLUS, GATED, ORDERED, True, KEEP, EVERY)

@@ -50,8 +50,7 @@ def test_kernels_for_hopper(tmp_path: Path) -> None:
         if row["kernel"] == "scan_forward":
             assert row["shuffles"] == 0
             assert 1 <= row["exponentials"] <= 1.2
-            # Of a whole chunk, with the stores of its kept state and the widening of B and C.
-            assert row["instructions"] <= 7.77
+            assert row["instructions"] <= 7.7  # of a whole chunk, with the stores of its kept state
         if row["kernel"] == "scan_backward":
             assert row["shuffles"] == 0
             assert row["instructions"] <= INSTRUCTIONS[row["length"], row["directions"]]
