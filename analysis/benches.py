@@ -1,4 +1,4 @@
-"""What `armscale bench step` and `armscale bench scaling` wrote, as tables for the report."""
+"""What `armscale bench step`, `scaling` and `gpu` wrote, as tables for the report."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ STEPS = ("device", *CASE, "engine", "micro_batch", "name", "step_seconds", "low"
 
 
 def read_benches(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The reports in these files; one that is no report of a step or scaling bench is refused."""
+    """The reports in these files, of `bench gpu` those of its section `steps`; UserError for a file that has none."""
     reports = []
     for path in paths:
-        report = read_json(path)
-        if report is None or report.get("bench") not in KINDS or not isinstance(report.get("results"), list):
-            raise UserError("bench", str(path), "a file that `armscale bench step` or `scaling` wrote with --output")
-        reports.append(report)
+        report = read_json(path) or {}
+        found = [report]
+        if report.get("bench") == "gpu":
+            found = report.get("sections", {}).get("steps", {}).get("rows", [])
+        if not found or any(
+            part.get("bench") not in KINDS or not isinstance(part.get("results"), list) for part in found
+        ):
+            raise UserError(
+                "bench", str(path), "a file that `armscale bench step`, `scaling` or `gpu` wrote with --output"
+            )
+        reports += found
     return reports
 
 

@@ -1,4 +1,5 @@
-"""Pictures of speed: rates against size, where the time of a step goes, memory and MFU, efficiency over devices."""
+"""Pictures of speed: rates against size, where the time of a step goes, memory and MFU, efficiency over devices, and
+whole steps as a bench times them."""
 
 from __future__ import annotations
 
@@ -137,6 +138,35 @@ def resources(tables: Tables) -> Picture | None:
     )
     title = "Use of the devices" if len(shown) > 1 else shown[0][1]
     return Picture("resources", title, caption, figure, data, wide=len(shown) > 1)
+
+
+def step_rates(table: pd.DataFrame) -> Picture | None:
+    """Images per second of the contenders of every case of `bench step`, a panel a case; columns benches.STEPS."""
+    data = table.dropna(subset="images_per_second")
+    if data.empty:
+        return None
+    cases = list(data.groupby([*CELL, "micro_batch", "device"], sort=False, dropna=False))
+    most = max(len(rows) for _, rows in cases)
+    figure, grid = style.panels(1, len(cases), 1.6 + 3.4 * len(cases), 1.1 + 0.36 * most)
+    for axes, ((_, _, size, stage, batch, _), rows) in zip(grid[0], cases, strict=True):
+        rows = rows.sort_values("images_per_second", ignore_index=True)
+        baseline = rows["name"].str.startswith("baseline ")
+        colours = [style.MUTED if other else style.hue(str(rows["strategy"].iloc[0])) for other in baseline]
+        axes.barh(rows.index, rows["images_per_second"], height=0.7, color=colours)
+        axes.set_yticks(rows.index, rows["name"].str.removeprefix("baseline "))
+        slowest = rows.loc[baseline, "images_per_second"].min()
+        for place, rate in enumerate(rows["images_per_second"]):
+            text = f" {rate:,.0f}" + ("" if np.isnan(slowest) or rate == slowest else f" ({rate / slowest:.1f}x)")
+            axes.text(rate, place, text, va="center", fontsize=8)
+        axes.set(xlabel="Images per second", title=f"{STAGES.get(str(stage), stage)}: {size}, {batch:.0f} images",
+                 xlim=(0, 1.5 * rows["images_per_second"].max()))  # fmt: skip
+    devices = ", ".join(sorted(data["device"].dropna().unique()))
+    caption = (
+        "Whole steps on data that is already on the device, all contenders of a case in turns in one process"
+        + (f", on {devices}" if devices else "")
+        + ". In brackets: how many times the baseline (grey)."
+    )
+    return Picture("step_rates", "Whole steps against a baseline", caption, figure, data, wide=True)
 
 
 def scaling_efficiency(cells: pd.DataFrame) -> Picture | None:

@@ -16,7 +16,7 @@ from analysis.figures import study_pictures
 from analysis.figures_compare import exponents, loss_to_accuracy, rollout
 from analysis.figures_laws import VARIABLES, laws
 from analysis.figures_planes import contours, isoflop
-from analysis.figures_speed import resources, scaling_efficiency, speed, step_parts
+from analysis.figures_speed import resources, scaling_efficiency, speed, step_parts, step_rates
 from analysis.published import read_published
 from analysis.sections_laws import Laws, fit_study
 from analysis.style import Picture
@@ -100,6 +100,7 @@ def draw(content: Content) -> list[Picture]:
             speed(tables),
             step_parts(tables),
             resources(tables),
+            step_rates(content.steps),
             scaling_efficiency(content.efficiency),
         ]
     return study_pictures(tables, content.published) + [picture for picture in drawn if picture is not None]
@@ -128,7 +129,11 @@ def render(content: Content, pictures: list[Picture]) -> str:
     ]  # fmt: skip
     of_speed = [
         ("speed", "Speed", drawn("throughput") + sections_speed.speed(tables, content.speeds)),
-        ("parts", "Where the time goes", drawn("step_parts") + sections_speed.bench_steps(content.steps)),
+        (
+            "parts",
+            "Where the time goes",
+            drawn("step_parts") + sections_speed.bench_steps(content.steps) + drawn("step_rates"),
+        ),
         ("resources", "MFU and memory", drawn("resources")),
         ("efficiency", "More devices", drawn("efficiency") + sections_speed.efficiency(content.efficiency)),
     ]

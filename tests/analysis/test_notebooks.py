@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import analysis
+from analysis.benches import efficiencies, read_benches, steps
 from analysis.collect import update_tables
 from analysis.tables import read_tables
 from tests.analysis.folders import write_study
@@ -46,3 +47,16 @@ def test_the_shipped_tables_are_whole_and_name_no_place_of_their_machine() -> No
     assert len(tables.completed) == 18
     assert set(tables.completed["strategy"]) == {"ar", "mae", "supervised", "scratch"}
     assert not tables.sources["folder"].str.startswith("/").any()
+
+
+def test_the_shipped_benches_agree_with_themselves() -> None:
+    """A batch over the time of a step is its rate, and the compiled step is the fastest of its case."""
+    reports = read_benches(sorted((NOTEBOOKS / "benches").glob("*.json")))
+    table = steps(reports)
+    assert len(table) == 12
+    assert (table["micro_batch"] / table["step_seconds"]).to_numpy() == pytest.approx(
+        table["images_per_second"], rel=5e-3
+    )
+    for _, case in table.groupby(["size", "stage"]):
+        assert case.loc[case["images_per_second"].idxmax(), "name"] == "triton compiled"
+    assert set(efficiencies(reports)["devices"]) == {1, 2}

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import style
 from analysis.benches import efficiencies, read_benches, steps
 from analysis.collect import collect_runs
 from analysis.figures import LENGTHS_SHOWN, accuracies, accuracy, at_full_length
 from analysis.figures_compare import loss_to_accuracy, ranks
 from analysis.figures_planes import along, finetuned, plane_fits
+from analysis.figures_speed import step_rates
 from analysis.foreign import collect_table
 from analysis.published import SHIPPED, read_published
 from analysis.report import Wishes, write_report
@@ -146,9 +148,26 @@ def test_benches_become_tables_and_the_single_rank_is_every_engines_baseline(tmp
     ]  # fmt: skip
     assert list(steps(reports)["error"].fillna("")) == ["", "no memory"]
     assert steps(reports)["scan_share"].iloc[0] == 0.3
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(UserError, match="bench step"):
-        read_benches([tmp_path / "other.json"])
+    gpu = {"bench": "gpu", "sections": {"steps": {"rows": [report]}, "kernels": {"rows": [{"operator": "scan"}]}}}
+    (tmp_path / "gpu.json").write_text(json.dumps(gpu))
+    assert read_benches([tmp_path / "gpu.json"]) == [report]
+    for other in ({}, {"bench": "gpu", "sections": {}}):
+        (tmp_path / "other.json").write_text(json.dumps(other))
+        with pytest.raises(UserError, match="bench step"):
+            read_benches([tmp_path / "other.json"])
+
+
+def test_contenders_are_drawn_by_rate_and_told_against_the_baseline() -> None:
+    rates = {"slow": 150.0, "baseline loop": 100.0, "fast": 250.0}
+    case = {"strategy": "ar", "encoder": "mamba", "size": "tiny", "stage": "pretrain", "micro_batch": 8, "device": "x"}
+    table = pd.DataFrame([case | {"name": name, "images_per_second": rate} for name, rate in rates.items()])
+    with style.drawing():
+        picture = step_rates(pd.concat([table, pd.DataFrame([case | {"name": "lost", "error": "no memory"}])]))
+    assert picture is not None
+    (axes,) = picture.figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [100.0, 150.0, 250.0]  # type: ignore[attr-defined]
+    assert [text.get_text().strip() for text in axes.texts] == ["100", "150 (1.5x)", "250 (2.5x)"]
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 2
 
 
 def test_published_numbers_have_a_source_and_a_protocol_or_are_refused(tmp_path: Path) -> None:
