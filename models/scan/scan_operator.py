@@ -98,8 +98,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(*tensors, order, *output[1:])
 
 
-def _differentiate(ctx: Any, dout: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dout: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     *tensors, order, states, ungated = ctx.saved_tensors
+    if dout is None:  # no gradient came
+        return (None,) * (len(tensors) + 4)
     gradients = torch.ops.armscale.selective_scan_backward(
         *tensors, ctx.delta_softplus, order, states, ungated, dout, ctx.backend
     )
