@@ -30,7 +30,9 @@ def read_benches(paths: Sequence[Path]) -> list[dict[str, Any]]:
             part.get("bench") not in KINDS or not isinstance(part.get("results"), list) for part in found
         ):
             raise UserError(
-                "bench", str(path), "a file that `armscale bench step`, `scaling` or `gpu` wrote with --output"
+                "bench",
+                str(path),
+                "a file of `armscale bench step` or `scaling`, or of `bench gpu` with its section steps",
             )
         reports += found
     return reports

@@ -151,12 +151,12 @@ def step_rates(table: pd.DataFrame) -> Picture | None:
     for axes, ((_, _, size, stage, batch, _), rows) in zip(grid[0], cases, strict=True):
         rows = rows.sort_values("images_per_second", ignore_index=True)
         baseline = rows["name"].str.startswith("baseline ")
-        colours = [style.MUTED if other else style.hue(str(rows["strategy"].iloc[0])) for other in baseline]
+        colours = [style.MUTED if grey else style.hue(str(rows["strategy"].iloc[0])) for grey in baseline]
         axes.barh(rows.index, rows["images_per_second"], height=0.7, color=colours)
         axes.set_yticks(rows.index, rows["name"].str.removeprefix("baseline "))
-        slowest = rows.loc[baseline, "images_per_second"].min()
+        other = rows.loc[baseline, "images_per_second"].min()
         for place, rate in enumerate(rows["images_per_second"]):
-            text = f" {rate:,.0f}" + ("" if np.isnan(slowest) or rate == slowest else f" ({rate / slowest:.1f}x)")
+            text = f" {rate:,.0f}" + ("" if np.isnan(other) or rate == other else f" ({rate / other:.1f}x)")
             axes.text(rate, place, text, va="center", fontsize=8)
         axes.set(xlabel="Images per second", title=f"{STAGES.get(str(stage), stage)}: {size}, {batch:.0f} images",
                  xlim=(0, 1.5 * rows["images_per_second"].max()))  # fmt: skip

@@ -53,7 +53,7 @@ def _kernels(length: int, directions: int) -> list[_Kernel]:
     ordered = directions > 1
     wide = CHANNELS * directions
     scan = {"channels": wide, "u_token": wide, "delta_token": wide, "z_token": 2 * wide}
-    scan |= {"state": STATES, "matrix_token": CHANNELS // 16 + 2 * STATES}
+    scan |= {"state": STATES, "matrix_token": CHANNELS // 16 + 2 * STATES}  # beside the time step's low rank
     scan |= {
         "SOFTPLUS": True,
         "GATED": not ordered,
