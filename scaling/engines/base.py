@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -77,7 +77,11 @@ class Engine(ABC):
         with torch.cuda.stream(stream):  # where nodes of autograd that outlive a pass are made
             self.wrap()
         parameters = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
-        self.captured = CapturedPass(self.compute, parameters, stream, self.eager_passes)
+        self.captured = CapturedPass(self.compute, parameters, stream, self.eager_passes, self.streams)
+
+    def streams(self) -> Sequence[torch.cuda.Stream]:
+        """Those of a GPU that `compute` and its backward use beside the current one; known after the first pass."""
+        return ()
 
     def wrap(self) -> None:  # noqa: B027  # most engines need nothing here
         """What an engine builds around the objective and its optimizer."""
@@ -100,7 +104,7 @@ class Engine(ABC):
     def forward(self, images: Tensor, labels: Tensor | None, noise: Noise, *, last: bool) -> Measured:
         """(loss, metrics) of a micro-batch under the run's precision.
 
-        Ranks synchronise gradients on the `last` micro-batch of a step alone. Compiled on a GPU, `compute` and its
+        Ranks need synchronise gradients on the `last` micro-batch of a step alone. Compiled on a GPU, `compute` and its
         backward are replayed as CUDA graphs where the engine's can be.
         """
         return (self.captured or self.compute)(images, labels, noise, last)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,11 +41,18 @@ class CapturedPass:
     """
 
     def __init__(
-        self, compute: Compute, parameters: Sequence[nn.Parameter], stream: torch.cuda.Stream, eager: int
+        self,
+        compute: Compute,
+        parameters: Sequence[nn.Parameter],
+        stream: torch.cuda.Stream,
+        eager: int,
+        further: Callable[[], Sequence[torch.cuda.Stream]],
     ) -> None:
         """`eager` passes of each kind come first, for what compiles or allocates when it first runs; they run on
-        `stream`, as what autograd makes then and keeps must not wait for another stream while it is recorded."""
+        `stream`, as what autograd makes then and keeps must not wait for another stream while it is recorded.
+        `further` names the streams that a pass uses beside it without first waiting for it, once there was a pass."""
         self.compute, self.parameters, self.stream, self.eager = compute, parameters, stream, eager
+        self.further = further
         self.pool = torch.cuda.graph_pool_handle()
         self.anchor = torch.zeros((), device=stream.device, requires_grad=True)
         self.met: Counter[tuple[object, ...]] = Counter()
@@ -81,19 +88,28 @@ class CapturedPass:
         return measured
 
     def _record(self, images: Tensor, labels: Tensor | None, noise: Noise, last: bool) -> Recording:
-        """Nothing is computed by it. Other threads, which load data, may go on using the device meanwhile."""
+        """Nothing is computed by it."""
         copies = [None if tensor is None else tensor.clone() for tensor in (labels, *noise)]
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        record = partial(torch.cuda.graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
         images = images.clone()
-        with record(forward):
+        with self._into(forward):
             loss, metrics = self.compute(images, copies[0], Noise(*copies[1:]), last)
         of_loss = torch.empty_like(loss)
-        with record(backward):
+        with self._into(backward):
             loss.backward(of_loss)
         given = [images, *(copy for copy in copies if copy is not None)]
         gradients = [(parameter, parameter.grad) for parameter in self.parameters]
         return Recording(forward, backward, given, loss.detach(), metrics, of_loss, gradients)
+
+    @contextmanager
+    def _into(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+        """Records what the block does, on all streams; other threads, which load data, may use the device meanwhile."""
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            for further in self.further():
+                further.wait_stream(self.stream)
+            yield
+            for further in self.further():
+                self.stream.wait_stream(further)
 
 
 class _Replay(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -39,6 +39,9 @@ class ShardedEngine(Engine):
         self.options = config.fsdp
         if rank.ranks % self.options.replicas:
             raise UserError("fsdp.replicas", self.options.replicas, f"divisors of the {rank.ranks} ranks")
+        # Recorded, every micro-batch's gradients are reduced: a recording knows what it adds to by the parameters'
+        # gradients alone, and FSDP keeps those of whole weights elsewhere. An offloaded step waits for the host.
+        self.eager_passes = None if self.options.offload else 3
         rank.join()
         self.mesh = self._mesh()
         # An output may be a view (a linear layer's is); no objective writes into one, which is what torch warns of.
@@ -75,9 +78,19 @@ class ShardedEngine(Engine):
             buffer.data = buffer.to(self.device)
 
     def compute(self, images: Tensor, labels: Tensor | None, noise: Noise, last: bool) -> Measured:
-        self.parts[-1].set_requires_gradient_sync(last)
+        self.parts[-1].set_requires_gradient_sync(last or self.captured is not None)
         with self.autocast():
             return self.objective(images, labels, noise)
+
+    def streams(self) -> Sequence[torch.cuda.Stream]:
+        """Weights are gathered and gradients scattered beside the computation; FSDP makes these in its first pass."""
+        streams = self.parts[-1]._get_fsdp_state()._comm_ctx
+        return (
+            streams.all_gather_copy_in_stream,
+            streams.all_gather_stream,
+            streams.reduce_scatter_stream,
+            streams.all_reduce_stream,
+        )
 
     def wrap(self) -> None:
         """Has AdamW update this rank's parts as plain tensors, which costs the host a part of what DTensors do.

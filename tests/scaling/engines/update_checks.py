@@ -47,7 +47,7 @@ def accumulate(engine: Engine, seed: int) -> None:
     for last in (False, True):
         images = torch.randn(2, 3, 32, 32, generator=generator)
         labels = torch.rand(2, CLASSES, generator=generator).softmax(1)
-        loss, _ = engine.forward(images, labels, Noise(), last=last)
+        loss, _ = engine.forward(images.to(engine.device), labels.to(engine.device), Noise(), last=last)
         engine.backward(loss / 2)
 
 
@@ -65,7 +65,7 @@ def check_update(config: RunConfig) -> None:
         accumulate(engine, step)
         for name, parameter in engine.objective.named_parameters():
             assert parameter.grad is not None, name
-            plain.get_parameter(name).grad = whole(parameter.grad).clone()
+            plain.get_parameter(name).grad = whole(parameter.grad).to("cpu", copy=True)
         expected = torch.nn.utils.clip_grad_norm_(plain.parameters(), config.train.clip)
         set_learning_rate(reference, 1e-3)
         reference.step()
@@ -73,7 +73,7 @@ def check_update(config: RunConfig) -> None:
             norm = engine.step(1e-3)
         assert operators.names == []
         assert all(parameter.grad is None for parameter in engine.objective.parameters())
-        torch.testing.assert_close(norm, expected, rtol=1e-5, atol=0.0)
+        torch.testing.assert_close(norm.cpu(), expected, rtol=1e-5, atol=0.0)
         assert norm > config.train.clip
         assert_equal_state(engine, plain, reference)
 
@@ -82,11 +82,11 @@ def assert_equal_state(engine: Engine, plain: torch.nn.Module, reference: torch.
     state = engine.state()
     for name, parameter in plain.named_parameters():
         moments = reference.state[parameter]
-        torch.testing.assert_close(whole(state[f"model.{name}"]), parameter.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(whole(state[f"model.{name}"]).cpu(), parameter.detach(), rtol=1e-5, atol=1e-6)
         for moment in ("exp_avg", "exp_avg_sq"):
             held = state[f"optimizer.{name}.{moment}"]
             assert (held.shape, held.stride()) == (parameter.shape, parameter.stride()), name
-            torch.testing.assert_close(whole(held), moments[moment], rtol=1e-4, atol=1e-9)
+            torch.testing.assert_close(whole(held).cpu(), moments[moment], rtol=1e-4, atol=1e-9)
         assert state[f"optimizer.{name}.step"] == moments["step"]
 
 
