@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.build import build_objective
-from models.mamba import Mixer
+from models.mamba import Mixer, SwiGLU
 from scaling.bench.trainer import CLASSES, resident_inputs, use_backend
 from scaling.config import RunConfig
 from scaling.optimizer import parameter_groups, set_learning_rate
@@ -73,7 +73,7 @@ class OfficialLoop:
 
 
 def _official_mixers(objective: nn.Module, device: torch.device) -> str:
-    """Puts the official code's kernels under the mixers; returns their name."""
+    """Puts the official code's kernels under the mixers; returns the scan's name."""
     if device.type == "cpu":
         use_backend(objective, "reference")
         return "reference"
@@ -82,6 +82,8 @@ def _official_mixers(objective: nn.Module, device: torch.device) -> str:
     for module in objective.modules():
         if isinstance(module, Mixer):
             module.forward = mamba_ssm_mixer(module)  # type: ignore[method-assign]
+        elif isinstance(module, SwiGLU):
+            module.rows = {}  # the hidden width as it is
     return "mamba-ssm"
 
 

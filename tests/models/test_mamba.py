@@ -1,4 +1,4 @@
-"""The four-direction mixer against the rules of the sheet (1.4) written out one direction at a time."""
+"""The mixer against the rules of the sheet (1.4), one direction at a time, and the SwiGLU against its formula."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models.config import STATE
 from models.initialize import generator_of
-from models.mamba import Mixer
+from models.mamba import Mixer, SwiGLU
 from models.orders import column_order, column_order_of, scan_order
 from tests.models.configs import encoder
 
@@ -95,3 +95,24 @@ def test_column_order_of_some_patches_is_that_of_all() -> None:
     assert order.tolist() == [[1, 3, 0, 2, 4]]
     assert column_order(3, class_token=False).tolist() == column_order_of(torch.arange(9)[None], 3)[0].tolist()
     assert column_order(3, class_token=True).tolist() == [0, 3, 7, 1, 4, 5, 8, 2, 6, 9]
+
+
+@pytest.mark.parametrize("row", [1, 8, 64])
+def test_swiglu_with_and_without_filled_rows(row: int) -> None:
+    """Sheet 1.2's formula with a hidden width of 21, values and gradients; nothing is added to the parameters."""
+    module = SwiGLU(8, 21).double()
+    module.rows = {"cpu": row}
+    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in module.named_parameters()]
+    parameters = dict(module.named_parameters())
+    (w1, w2), (b1, b2) = parameters["w12.weight"].chunk(2), parameters["w12.bias"].chunk(2)
+    gate = x @ w1.T + b1
+    hidden = gate * torch.sigmoid(gate) * (x @ w2.T + b2)
+    expected = hidden @ parameters["w3.weight"].T + parameters["w3.bias"]
+    found = module(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(found)
+    inputs = (x, *parameters.values())
+    ours, theirs = (torch.autograd.grad((y * direction).sum(), inputs) for y in (found, expected))
+    for name, one, other in zip(["x", *names], ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11, msg=name)
