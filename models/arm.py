@@ -60,6 +60,10 @@ class ARDecoder(WithTables):
         normed = [norm(level) for norm, level in zip(self.norms, levels, strict=True)]
         return self.from_encoder(torch.cat(normed, dim=2)).unflatten(2, (-1, len(levels))).unbind(3)
 
+    def pixels(self, queries: Tensor) -> Tensor:
+        """(batch, length, width) to (batch, length, patch values)."""
+        return self.head(self.norm(queries))
+
     def forward(self, levels: list[Tensor], targets: Tensor, mask: Tensor) -> Tensor:
         """levels of (batch, length, width) to (batch, length, patch values).
 
@@ -70,7 +74,7 @@ class ARDecoder(WithTables):
         queries = queries.expand(batch, -1, -1)
         for block, memory in zip(self.blocks, self.memories(levels), strict=True):
             queries = block(queries, memory, mask)
-        return self.head(self.norm(queries))
+        return self.pixels(queries)
 
 
 class ARM(WithTables):
@@ -99,7 +103,7 @@ class ARM(WithTables):
         averaged over the patches.
         """
         encoder = self.encoder.config
-        tokens = self.encoder.embedding(images).index_select(1, self.get_buffer("sequence"))
+        tokens = self.encoder.embedding(images, self.get_buffer("sequence"))
         seen = clusters_so_far(encoder.patches, self.config.cluster_side**2).to(images.device)
         (tokens,) = self.encoder(tokens, seen if encoder.encoder == "vit" else None)
         return self.decoder.norms[-1](tokens).mean(dim=1)
@@ -108,7 +112,7 @@ class ARM(WithTables):
         """images (batch, channels, size, size), normalised; positions in sequence order, from the second cluster on."""
         encoder, cluster = self.encoder.config, self.config.cluster_side**2
         sequence, mask = self.get_buffer("sequence"), self.get_buffer("mask")
-        tokens = self.encoder.embedding(images).index_select(1, sequence[:-cluster])
+        tokens = self.encoder.embedding(images, sequence[:-cluster])
         context = mask if encoder.encoder == "vit" else None
         levels = self.encoder(tokens, context, noise, taps=self.config.taps(encoder.depth))
         prediction = self.decoder(levels, sequence[cluster:], mask)

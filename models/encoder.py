@@ -53,8 +53,8 @@ class Embedding(WithTables):
         table = sincos_positions(self.config.width, self.config.side)
         return {"pos_embed": with_middle_row(table, self.config.middle) if self.config.class_token else table}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images (batch, channels, size, size) to tokens (batch, length, width)."""
+    def forward(self, images: Tensor, order: Tensor | None = None) -> Tensor:
+        """images (batch, channels, size, size) to tokens (batch, length, width): all, or those that `order` names."""
         expected = (self.config.channels, self.config.image_size, self.config.image_size)
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
             raise UserError("images", tuple(images.shape), f"the shape (batch, {', '.join(map(str, expected))})")
@@ -62,7 +62,8 @@ class Embedding(WithTables):
         if self.config.class_token:
             token = self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
             tokens = torch.cat([tokens[:, : self.config.middle], token, tokens[:, self.config.middle :]], dim=1)
-        return tokens + self.pos_embed
+        tokens = tokens + self.pos_embed
+        return tokens if order is None else tokens.index_select(1, order)
 
 
 class Encoder(WithTables):

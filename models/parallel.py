@@ -10,11 +10,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.arm import ARM, ARDecoder, CrossBlock
+from models.encoder import Embedding
 from models.mamba import MambaBlock
 from models.vit import ViTBlock
 
 BLOCKS = (MambaBlock, ViTBlock, CrossBlock)
-PARTS = ((ARDecoder, "memories"), (ARM, "errors"))
+PARTS = ((Embedding, "forward"), (ARDecoder, "memories"), (ARDecoder, "pixels"), (ARM, "errors"))
 """Methods of what is around the blocks that take noticeable time kernel by kernel."""
 
 
