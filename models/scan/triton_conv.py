@@ -53,17 +53,19 @@ def backward(inputs: ConvInputs, dout: Tensor) -> ConvGradients:
     x, weight, bias, order = prepare(inputs)
     batch, length, channels = x.shape
     rows, width = weight.shape
+    dx = x.new_empty(x.shape)
     # Groups share x: their gradients are added up in float32.
-    dx = x.new_empty(inputs.groups, *x.shape, dtype=torch.float32 if inputs.groups > 1 else x.dtype)
+    of_groups = dx if inputs.groups == 1 else dx.new_empty(inputs.groups, *x.shape, dtype=torch.float32)
     programs = grid(inputs, BACKWARD_TOKENS, BACKWARD_CHANNELS)
     of_taps = weight.new_empty(batch * programs[1], width + 1, rows)
     sizes = (length, channels, inputs.groups, batch)
     conv_backward[programs](
-        x, weight, bias, order, dout.contiguous(), dx, of_taps, *sizes, *x.stride()[:2], **flags(inputs),
+        x, weight, bias, order, dout.contiguous(), of_groups, of_taps, *sizes, *x.stride()[:2], **flags(inputs),
         TOKENS=BACKWARD_TOKENS, CHANNELS=BACKWARD_CHANNELS,
     )  # fmt: skip
     dweight = torch.empty(rows, width, dtype=inputs.weight.dtype, device=x.device)
     dbias = torch.empty(rows, 1, dtype=bias.dtype if inputs.bias is None else inputs.bias.dtype, device=x.device)
     add_up(of_taps, (dweight, dbias), by_row=False)
-    dx = dx.sum(0).to(x.dtype) if inputs.groups > 1 else dx[0]
+    if inputs.groups > 1:
+        add_up(of_groups, (dx,), by_row=True)
     return ConvGradients(dx, dweight, None if inputs.bias is None else dbias.view(rows))

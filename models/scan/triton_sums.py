@@ -35,22 +35,23 @@ def sum_parts(
     row, column = (at // width, at % width) if BY_ROW else (at % rows, at // rows)
     there = at < rows * width
     tl.store(first + row * FIRST + column, total.to(first.dtype.element_ty), mask=there & (column < FIRST))
-    column -= FIRST
-    inside = there & (column >= 0) & (column < SECOND)
-    tl.store(second + row * SECOND + column, total.to(second.dtype.element_ty), mask=inside)
+    if SECOND:
+        column -= FIRST
+        inside = there & (column >= 0) & (column < SECOND)
+        tl.store(second + row * SECOND + column, total.to(second.dtype.element_ty), mask=inside)
     if THIRD:
         column -= SECOND
         tl.store(third + row * THIRD + column, total.to(third.dtype.element_ty), mask=there & (column >= 0))
 
 
 def add_up(parts: Tensor, outputs: Sequence[Tensor], *, by_row: bool) -> None:
-    """Sums contiguous float32 `parts` over their first dimension into two or three contiguous outputs of as many rows.
+    """Sums contiguous float32 `parts` over their first dimension into up to three contiguous outputs of as many rows.
 
     A part has a row of each output side by side, or, unless `by_row`, their columns one after another.
     """
     count, rows = parts.shape[0], parts.numel() // parts.shape[0] // sum(output.shape[-1] for output in outputs)
-    first, second, third = (*outputs, outputs[-1])[:3]
-    widths = [output.shape[-1] for output in outputs] + [0]
+    first, second, third = (*outputs, outputs[-1], outputs[-1])[:3]
+    widths = [*(output.shape[-1] for output in outputs), 0, 0]
     columns = rows * sum(widths)
     together = 4 if columns >= MANY else min(32, triton.next_power_of_2(count))
     wide = ELEMENTS // together

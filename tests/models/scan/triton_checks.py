@@ -80,7 +80,8 @@ def scan_sum(inputs: ScanInputs, B: torch.Tensor, C: torch.Tensor) -> torch.Tens
 
 @pytest.mark.parametrize("by_row", [True, False])
 @pytest.mark.parametrize(
-    ("count", "rows", "widths"), [(1, 3, (16, 16)), (37, 5, (16, 1, 1)), (40, 70, (4, 1)), (3, 8300, (16, 16))]
+    ("count", "rows", "widths"),
+    [(1, 3, (16, 16)), (4, 70, (24,)), (37, 5, (16, 1, 1)), (40, 70, (4, 1)), (3, 8300, (16, 16))],
 )
 def test_parts_add_up(count: int, rows: int, widths: tuple[int, ...], by_row: bool) -> None:
     parts = torch.randn(count, rows, sum(widths), generator=torch.Generator().manual_seed(count))
