@@ -39,9 +39,7 @@ class ShardedEngine(Engine):
         self.options = config.fsdp
         if rank.ranks % self.options.replicas:
             raise UserError("fsdp.replicas", self.options.replicas, f"divisors of the {rank.ranks} ranks")
-        # Recorded, every micro-batch's gradients are reduced: a recording knows what it adds to by the parameters'
-        # gradients alone, and FSDP keeps those of whole weights elsewhere. An offloaded step waits for the host.
-        self.eager_passes = None if self.options.offload else 3
+        self.eager_passes = None if self.options.offload else 3  # offloaded, a pass waits for copies to the host
         rank.join()
         self.mesh = self._mesh()
         # An output may be a view (a linear layer's is); no objective writes into one, which is what torch warns of.
@@ -78,6 +76,8 @@ class ShardedEngine(Engine):
             buffer.data = buffer.to(self.device)
 
     def compute(self, images: Tensor, labels: Tensor | None, noise: Noise, last: bool) -> Measured:
+        # A recording knows what it adds to by the parameters' gradients, and FSDP keeps those of whole weights
+        # elsewhere: recorded, every micro-batch's are reduced.
         self.parts[-1].set_requires_gradient_sync(last or self.captured is not None)
         with self.autocast():
             return self.objective(images, labels, noise)
