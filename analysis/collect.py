@@ -138,7 +138,7 @@ def _run_folders(study: Path) -> Iterator[Path]:
 
 
 def _matches(value: object, wanted: object) -> bool:
-    return value in wanted if isinstance(wanted, list) else value == wanted
+    return value == wanted or (isinstance(wanted, list) and value in wanted)
 
 
 def _unchanged(known: Tables | None, sources: pd.DataFrame) -> Tables:

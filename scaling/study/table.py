@@ -224,11 +224,11 @@ def lay(tree: dict[str, Any], layer: dict[str, Any]) -> None:
 
 
 def _matches(when: dict[str, Any], cell: dict[str, Any], where: str) -> bool:
-    """Whether every condition of `when` holds; a list means any of its values."""
+    """Whether every condition of `when` holds; a list means any of its values, or itself where an axis has lists."""
     for name, wanted in when.items():
         if name not in cell:
             raise UserError(f"{where}.{name}", wanted, tuple(cell), why="conditions name axes of the study")
-        if cell[name] not in (wanted if isinstance(wanted, list) else [wanted]):
+        if cell[name] != wanted and not (isinstance(wanted, list) and cell[name] in wanted):
             return False
     return True
 

@@ -9,11 +9,17 @@ import yaml
 from scaling.config import ResourcesConfig, RunConfig
 from scaling.cost import Cost
 from scaling.errors import UserError
-from scaling.study.plan import Row
+from scaling.study.folders import write_folders
+from scaling.study.plan import Row, plan_study
+from scaling.study.table import load_study
 from slurm.batches import Batch
-from slurm.launcher import Array, arrange
+from slurm.cancel import cancel
+from slurm.emit import emit
+from slurm.launcher import Array, arrange, prepare
 from slurm.script import Shape, script, shape_of
 from slurm.site import Site, minutes, read_site
+from slurm.states import Standing
+from tests.slurm.studies import write_study
 
 PRICE = Cost(*[None] * len(Cost.__dataclass_fields__))  # no array depends on it
 
@@ -44,6 +50,28 @@ def test_children_take_their_parents_number_and_siblings_another_array() -> None
     arrays = arrange(rows, placed, Site(), 1001)
     assert [names(array) for array in arrays] == [{0: "c0", 2: "c2"}, {0: "d0"}, {0: "e"}]
     assert [array.parent for array in arrays] == [parents, parents, None]
+
+
+def test_a_run_alive_in_a_job_of_the_users_own_is_left_alone_and_its_child_waits(tmp_path: Path, shards: Path) -> None:
+    plan = plan_study(load_study(write_study(tmp_path, shards)), tmp_path)
+    write_folders(plan, tmp_path)
+    first, *others = (row.config.run for row in plan.rows if row.level == 0)
+    standings = {row.config.run: Standing("planned") for row in plan.rows} | {first: Standing("running", "123")}
+    arrays = prepare(plan, tmp_path, Site(), standings, size=1001)
+    submitted = {run for array in arrays for run in names(array).values()}
+    assert submitted == {*others, *(row.config.run for row in plan.rows if row.config.parent in others)}
+
+
+def test_without_slurm_a_study_is_emitted_again_and_cancelled(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = load_study(write_study(tmp_path, shards))
+    monkeypatch.setenv("PATH", "")
+    plan = plan_study(study, tmp_path)
+    for folder in ("one", "two"):
+        assert emit(plan, tmp_path, Site(), tmp_path / folder)
+    assert sorted(cancel(plan, tmp_path)) == sorted(row.config.run for row in plan.rows)
+    assert {row.state for row in plan_study(study, tmp_path).rows} == {"cancelled"}
 
 
 def options(text: str) -> dict[str, str]:
