@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from omegaconf.errors import OmegaConfBaseException
 from scaling.checks import check, choice
 from scaling.config import SCHEMA, STAGE_DEFAULTS, STAGES, RunConfig
 from scaling.errors import UserError
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 but for its numbers to base 60: 12:00:00 is the text that it looks like, not 43,200."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as the class above has it
+        first: [("tag:yaml.org,2002:str", re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?$")), *known]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def merge(schema: Any, given: Any, overrides: list[str] | None = None) -> Any:
@@ -32,7 +42,7 @@ def merge(schema: Any, given: Any, overrides: list[str] | None = None) -> Any:
             raise UserError("argument", override, "key=value, as in train.lr=1e-3")
         try:
             change = OmegaConf.create({})
-            OmegaConf.update(change, key, yaml.safe_load(value))
+            OmegaConf.update(change, key, yaml.load(value, Loader))
             merged = OmegaConf.merge(merged, change)
         except OmegaConfBaseException as error:
             raise _explained(error, schema) from None
@@ -69,7 +79,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError("file", str(path), "a readable YAML file", why=error.strerror or "") from None
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise UserError("file", str(path), "YAML", why=" ".join(str(error).split())) from None
     if not isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from pathlib import Path
 from typing import Final
@@ -11,7 +10,7 @@ from scaling.study.folders import mark_cancelled
 from scaling.study.plan import Plan, run_state
 from slurm.batches import CANCELLED, newest, only_launch, read_batches
 from slurm.launcher import recover
-from slurm.queue import CLIENT_SECONDS, ControllerError, read_jobs
+from slurm.queue import ControllerError, call, read_jobs
 
 END_SECONDS: Final = 300.0
 """Jobs save before they end; Slurm kills those that do not."""
@@ -37,7 +36,7 @@ def _end(jobs: set[str]) -> None:
     if not jobs:
         return
     deadline = time.monotonic() + END_SECONDS
-    subprocess.run(["scancel", *sorted(jobs)], check=False, capture_output=True, timeout=CLIENT_SECONDS)
+    call("scancel", *sorted(jobs))  # its exit status says nothing that the jobs do not: it is 1 for one that has ended
     while any(job.alive for job in read_jobs(jobs).values()):
         if time.monotonic() > deadline:
             raise ControllerError(f"jobs {', '.join(sorted(jobs))} are still alive {END_SECONDS:.0f} s after scancel")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -101,7 +102,9 @@ def prepare(
         return []
     folders = next_batches(study)
     last = newest(read_batches(study))
-    placed = {run: last[run] for run, standing in standings.items() if standing.state in ("queued", "running")}
+    # A run may be alive in a job that nobody submitted here; what waits for it is for a later launch.
+    alive = [run for run, standing in standings.items() if standing.state in ("queued", "running")]
+    placed = {run: last[run] for run in alive if run in last}
     arrays: list[Array] = []
     completed = {run for run, standing in standings.items() if standing.state == "completed"}
     for level in range(max(row.level for row in rows) + 1):
@@ -136,9 +139,12 @@ def arrange(rows: list[Row], placed: dict[str, tuple[Batch, int]], site: Site, s
 
 
 def recover(study: Path) -> None:
-    """Settles batches whose launch was cut off around sbatch: those that Slurm got are noted, the others dropped."""
+    """Settles batches whose launch was cut off around sbatch: those that Slurm got are noted, the others dropped.
+
+    Emitted ones may have been submitted by hand, which can be found out only where Slurm is.
+    """
     for batch in read_batches(study):
-        if batch.job is None:
+        if batch.job is None and not (batch.emitted and shutil.which("squeue") is None):
             job = find(batch.name)
             if job is None and not batch.emitted:
                 drop(batch)

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from scaling.errors import UserError
-from slurm.queue import CLIENT_SECONDS, ControllerError, call, read_attempts, read_jobs, read_settings
+from slurm.queue import ControllerError, call, read_attempts, read_jobs, read_settings
 from slurm.site import Site, minutes
 
 GOOD, NOTE, BAD = "good", "note", "bad"
@@ -168,14 +167,14 @@ def _run_job(site: Site, folder: Path, nodes: int) -> tuple[list[Seen], str]:
         # Not job.wait(), which asks accounting: without it that would wait for ever.
         while not all(path.exists() for path in results) and time.monotonic() < deadline:
             if not asked and len(list(folder.glob("ready-*"))) == nodes:
-                subprocess.run(["scancel", "--signal=USR2", job.job_id], check=False, timeout=CLIENT_SECONDS)
+                call("scancel", "--signal=USR2", job.job_id)
                 asked = True
             if not _alive(job.job_id) and not all(path.exists() for path in results):
                 time.sleep(2)  # a shared folder may lag
                 break
             time.sleep(1)
     finally:
-        subprocess.run(["scancel", job.job_id], check=False, timeout=CLIENT_SECONDS)
+        call("scancel", job.job_id)
     answered = [rank for rank, path in enumerate(results) if path.exists()]
     return [Seen(**job.task(rank).result()) for rank in answered], token
 
