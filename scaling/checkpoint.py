@@ -109,6 +109,19 @@ def seconds_of(checkpoint: Path) -> float | None:
     return (rundir.read_json(checkpoint / COMMIT) or {}).get("seconds")
 
 
+def discard_unread(attempt: Attempt, read: int, written: int) -> None:
+    """Takes the markers off the checkpoints after step `read` but the one of step `written`, now committed after it.
+
+    They could not be read when the run went on from `read`, so that none of them may count as one that is kept. Until
+    then they stay: an attempt that is killed before its first commit leaves them to the next, which may have more luck.
+    Rank 0 alone. Raises Superseded when a newer attempt has the folder.
+    """
+    attempt.check()
+    for path in committed(attempt.folder):
+        if step_of(path) > read and step_of(path) != written:
+            (path / COMMIT).unlink()
+
+
 def prune(run: Path, keep: int, every: int, branches: Collection[int] = ()) -> None:
     """Leaves the `keep` newest and, for later stages, the first of every `every` steps (0: none) and `branches`.
 

@@ -34,7 +34,7 @@ class Saver:
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # collectives of the thread
         self.threads = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self.under_way: Future[None] | None = None
-        self.newest = -1  # step of the last save that was started
+        self.newest = -1  # step of the last save that was started, or of the checkpoint that was read
 
     def due(self, step: int) -> bool:
         """Whether the config wants a checkpoint by now: of `step` itself, or of one before that could not be saved."""
@@ -50,8 +50,8 @@ class Saver:
         temporary = checkpoint.temporary_folder(self.attempt, counters.step)
         written = dcp.async_save(state, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None)
         assert isinstance(written, Future)
+        self.under_way = self.threads.submit(self._finish, written, temporary, kept, self.newest, began)
         self.newest = counters.step
-        self.under_way = self.threads.submit(self._finish, written, temporary, kept, began)
 
     def commit(self, state: dict[str, Any], counters: Counters) -> None:
         """Saves, and returns when all ranks may take the checkpoint for committed."""
@@ -77,12 +77,13 @@ class Saver:
         """Lets a background save that still writes end, whatever becomes of it."""
         self.threads.shutdown()
 
-    def _finish(self, written: Future[Any], temporary: Path, counters: Counters, began: float) -> None:
-        """The commit after the writing, by rank 0."""
+    def _finish(self, written: Future[Any], temporary: Path, counters: Counters, before: int, began: float) -> None:
+        """The commit after the writing, by rank 0; `before` is the step of the checkpoint before this one."""
         try:
             written.result()
             if self.attempt.writes:
                 checkpoint.commit(self.attempt, temporary, counters, time.perf_counter() - began)
+                checkpoint.discard_unread(self.attempt, before, counters.step)
                 config = self.config
                 checkpoint.prune(self.attempt.folder, config.keep_checkpoints, config.keep_every, self.branches)
         except (OSError, RuntimeError, dcp.CheckpointException) as error:

@@ -1,0 +1,145 @@
+"""What stays of a run's checkpoints when the newest of them cannot be read and training goes on from one before."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scaling import rundir
+from scaling.attempt import Attempt, Superseded
+from scaling.checkpoint import COMMIT, Counters, committed, discard_unread, load_latest, step_name, step_of
+from scaling.config import TrainConfig
+from scaling.saver import Saver
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def state(step: int) -> dict[str, Tensor]:
+    return {"model.weight": torch.full((8,), float(step))}
+
+
+def go_on(run: Path, *steps: int, keep: int = 2, every: int = 0) -> int:
+    """A new attempt that reads what it can, saves at `steps` and ends; the step that it went on from."""
+    saver = Saver(Attempt.claim(run), TrainConfig(keep_checkpoints=keep, keep_every=every))
+    tensors = state(-1)
+    read = load_latest(run, tensors)
+    if read is not None:
+        saver.newest = read.step
+        assert torch.equal(tensors["model.weight"], state(read.step)["model.weight"])
+    try:
+        for step in steps:
+            saver.commit(state(step), Counters(step))
+    finally:
+        saver.close()
+    return -1 if read is None else read.step
+
+
+def damage(run: Path, *steps: int) -> None:
+    for step in steps:
+        for part in (run / rundir.CHECKPOINTS / step_name(step)).glob("*.distcp"):
+            part.write_bytes(part.read_bytes()[:100])
+
+
+def kept(run: Path) -> list[int]:
+    return [step_of(path) for path in committed(run)]
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "first", "damaged", "then", "left"),
+    [
+        (2, 100, [100, 190, 200], [190, 200], [150], [100, 150]),
+        (1, 0, [200], [], [250], [250]),
+        (2, 0, [100, 200], [200], [150], [100, 150]),
+        (2, 0, [100, 190, 200], [190, 200], [200], [100, 200]),  # the one in between is no better
+        (2, 0, [100, 190, 200], [190, 200], [210], [100, 210]),
+        (3, 0, [100, 190, 200], [190, 200], [150, 160, 170], [150, 160, 170]),
+        (2, 100, [90, 100, 110], [100, 110], [105], [90, 105]),
+    ],
+)
+def test_what_could_not_be_read_does_not_count_as_kept(
+    tmp_path: Path, keep: int, every: int, first: list[int], damaged: list[int], then: list[int], left: list[int]
+) -> None:
+    go_on(tmp_path, *first, keep=9)
+    damage(tmp_path, *damaged)
+    assert go_on(tmp_path, *then, keep=keep, every=every) == max(set(first) - set(damaged))
+    assert kept(tmp_path) == left
+    assert go_on(tmp_path) == then[-1]
+
+
+def test_one_alone_that_is_kept_is_the_one_that_can_be_read(tmp_path: Path) -> None:
+    """It is left by a save that a kill kept from clearing up, and the one after it is damaged."""
+    go_on(tmp_path, 100, 200, keep=2)
+    damage(tmp_path, 200)
+    assert go_on(tmp_path, 150, keep=1) == 100
+    assert kept(tmp_path) == [150]
+    assert go_on(tmp_path) == 150
+
+
+def test_an_attempt_without_a_commit_leaves_them(tmp_path: Path) -> None:
+    """What could not be read may be readable for the next: a file system that was away."""
+    go_on(tmp_path, 100, 200)
+    whole = {path: path.read_bytes() for path in tmp_path.rglob("*.distcp")}
+    damage(tmp_path, 200)
+    assert go_on(tmp_path) == 100
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert go_on(tmp_path) == 200
+
+
+def test_an_old_attempt_takes_nothing_from_a_newer_one(tmp_path: Path) -> None:
+    go_on(tmp_path, 100, 200)
+    with pytest.raises(Superseded):
+        discard_unread(Attempt(tmp_path, 0), 50, 100)
+    assert kept(tmp_path) == [100, 200]
+
+
+def test_killed_at_any_change_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its marker stands the state read before is there, after it the new one, whatever else was left."""
+    origin = tmp_path / "origin"
+    go_on(origin, 100, 190, 200, keep=9)
+    damage(origin, 190, 200)
+    seen = set()
+    for moment in range(100):
+        run = tmp_path / str(moment)
+        shutil.copytree(origin, run)
+        with monkeypatch.context() as patched:
+            _kill_at(patched, moment)
+            try:
+                go_on(run, 190, keep=1)
+                break
+            except Killed:
+                pass
+        marked = rundir.read_json(run / rundir.CHECKPOINTS / step_name(190) / COMMIT) or {}
+        found = go_on(run)
+        assert found == (190 if marked.get("attempt") == 2 else 100), moment
+        seen.add(found)
+        assert go_on(run, 210, keep=1) == found
+        assert kept(run) == [210]
+    else:
+        pytest.fail("it never got through")
+    assert seen == {100, 190}
+
+
+def _kill_at(patched: pytest.MonkeyPatch, moment: int) -> None:
+    """Ends the process before the change of the file system that comes after `moment` others."""
+    done = 0
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def change(*arguments: Any, **options: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done > moment:
+                raise Killed
+            return call(*arguments, **options)
+
+        return change
+
+    for name in ("unlink", "rename", "replace"):
+        patched.setattr(Path, name, counted(getattr(Path, name)))
+    patched.setattr(shutil, "rmtree", counted(shutil.rmtree))
