@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scaling import files, rundir
+from scaling.terminal import say
 
 
 class Superseded(RuntimeError):  # noqa: N818 - it is a fact about this attempt, not a fault
@@ -75,10 +76,16 @@ class Attempt:
             write_status(self.folder, state, attempt=self.number, step=step, error=error)
 
     def last_word(self, state: str, error: str) -> None:
-        """The last status of a process that is about to leave, from any rank and thread: no other may follow it."""
+        """The last status of a process that is about to leave, from any rank and thread: no other may follow it.
+
+        Where the disk refuses it, that is said on stderr: the process leaves all the same.
+        """
         self.speaking.acquire()  # for good
-        if not self.superseded:
-            write_status(self.folder, state, attempt=self.number, error=error)
+        try:
+            if not self.superseded:
+                write_status(self.folder, state, attempt=self.number, error=error)
+        except OSError as unwritten:
+            say(f"{rundir.STATUS} could not be written ({state}, {error}): {unwritten}")
 
 
 def write_status(

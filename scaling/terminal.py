@@ -1,4 +1,7 @@
-"""The live line of a run: loss, images a second, MFU, data stall, time left. One line on a terminal, few in a log."""
+"""What a run says: its live line (loss, images a second, MFU, data stall, time left), and what it cannot write down.
+
+One line on a terminal, few in a log.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any, TextIO
 
 LIVE_SECONDS, LOG_SECONDS = 0.2, 30.0
@@ -34,6 +38,12 @@ class StatusLine:
             text += "\n"
         self.stream.write(text)
         self.stream.flush()
+
+
+def say(text: str) -> None:
+    """A line on stderr, from a thread that must go on whatever happens: the log may be on the disk that is full."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def line(row: dict[str, Any], steps: int) -> str:

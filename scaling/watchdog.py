@@ -10,14 +10,15 @@ import faulthandler
 import json
 import os
 import socket
-import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from scaling import rundir
 from scaling.attempt import Attempt
 from scaling.environment import Rank
 from scaling.steps import StepClock
+from scaling.terminal import say
 
 EXIT_HUNG = 1
 REPORT_AT, NAME_AT = 0.7, 0.95
@@ -74,29 +75,39 @@ class Watchdog:
             if silent >= NAME_AT * self.limit:
                 self._leave()
 
+    def _progress(self) -> dict[str, object]:
+        return {"host": socket.gethostname(), "beats": self.beats, "waits_for_data": self.clock.fetching}
+
     def _report(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        progress = {"host": socket.gethostname(), "beats": self.beats, "waits_for_data": self.clock.fetching}
-        with (self.folder / f"rank-{self.rank.rank}.txt").open("w", encoding="utf-8") as file:
-            file.write(json.dumps(progress) + "\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
+        """How far this rank has come, and its stacks; on stderr where the folder cannot be written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / f"rank-{self.rank.rank}.txt").open("w", encoding="utf-8") as file:
+                file.write(json.dumps(self._progress()) + "\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as unwritten:
+            say(f"rank {self.rank.rank} could not report that it hangs: {unwritten}")
+            faulthandler.dump_traceback(all_threads=True)
 
     def _leave(self) -> None:
-        """The first of the ranks that still run has the last word; all of them leave."""
-        reports = read_reports(self.folder)
-        message = f"no step within {self.limit:g} s: {name_culprit(reports, self.rank.ranks)}; stacks in {self.folder}"
-        if self.rank.rank == min(reports, default=0):
-            print(message, file=sys.stderr, flush=True)
-            self.attempt.last_word("failed", message)
-        os._exit(EXIT_HUNG)
+        """The first of the ranks that still run has the last word; all of them leave, whatever can be written."""
+        try:
+            reports = read_reports(self.folder) | {self.rank.rank: self._progress()}
+            culprit = name_culprit(reports, self.rank.ranks)
+            message = f"no step within {self.limit:g} s: {culprit}; stacks in {self.folder}"
+            if self.rank.rank == min(reports):
+                say(message)
+                self.attempt.last_word("failed", message)
+        finally:
+            os._exit(EXIT_HUNG)
 
 
 def read_reports(folder: Path) -> dict[int, dict[str, object]]:
-    """{rank: how far it had come} of the ranks that reported."""
+    """{rank: how far it had come} of the ranks that reported; a full disk leaves reports that are none."""
     reports = {}
     for path in folder.glob("rank-*.txt"):
-        with path.open(encoding="utf-8") as file:
+        with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
             reports[int(path.stem.removeprefix("rank-"))] = json.loads(file.readline())
     return reports
 
@@ -105,7 +116,7 @@ def name_culprit(reports: dict[int, dict[str, object]], ranks: int) -> str:
     """Ranks that do not even report; else those that are behind the others; else those that wait for data."""
     missing = sorted(set(range(ranks)) - set(reports))
     if missing:
-        return f"rank {', '.join(map(str, missing))} does not answer (frozen, or its host is gone)"
+        return f"rank {', '.join(map(str, missing))} does not answer (frozen, its host gone, or no room for its report)"
     beats = {rank: int(str(report["beats"])) for rank, report in reports.items()}
     behind = [rank for rank in sorted(beats) if beats[rank] < max(beats.values())]
     waiting = [rank for rank in sorted(reports) if reports[rank]["waits_for_data"]]

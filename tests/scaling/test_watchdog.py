@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +14,34 @@ import pytest
 from scaling import rundir
 from scaling.config import FaultsConfig
 from scaling.ranktimes import slowest_host
-from scaling.watchdog import name_culprit
+from scaling.watchdog import EXIT_HUNG, name_culprit
 from tests.scaling.runs import command, environment, rank_pids, small_config, write_run
 
 LIMIT = 20.0
+
+HUNG = """
+import errno, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from scaling import files
+from scaling.attempt import Attempt
+from scaling.watchdog import Watchdog
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+folder, trouble = Path(sys.argv[1]), sys.argv[2]
+attempt = Attempt.claim(folder)
+if trouble == "logs is a file":
+    (folder / "logs").write_text("in the way")
+if trouble == "no room for a status":
+    files.write_json = full
+if trouble == "empty report of another rank":
+    (folder / "logs" / "hang-1").mkdir(parents=True)
+    (folder / "logs" / "hang-1" / "rank-0.txt").touch()
+watchdog = Watchdog(attempt, SimpleNamespace(rank=1, ranks=2), SimpleNamespace(fetching=False), 0.5)
+time.sleep(5)
+"""
 
 
 def report(beats: int, *, waits: bool = False) -> dict[str, object]:
@@ -34,6 +59,35 @@ def test_the_culprit_is_silent_behind_or_without_data() -> None:
 
 def test_the_slowest_host() -> None:
     assert slowest_host(["a", "a", "b", "b"], [1.0, 1.1, 1.0, 3.0]) == ("b", pytest.approx(3.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trouble", "log", "told"),
+    [
+        ("logs is a file", "stderr.log", "rank 1 could not report"),
+        ("logs is a file", "/dev/full", ""),
+        ("no room for a status", "stderr.log", "status.json could not be written"),
+        ("no room for a status", "/dev/full", ""),
+        ("empty report of another rank", "stderr.log", "rank 0 does not answer"),
+    ],
+)
+def test_a_hung_process_ends_whatever_the_disk_refuses(tmp_path: Path, trouble: str, log: str, told: str) -> None:
+    """With status 1 after one limit, though its log may be full as well; the stacks are where there is room."""
+    with (tmp_path / log).open("w") as stderr:
+        ended = subprocess.run(
+            [sys.executable, "-c", HUNG, str(tmp_path), trouble], env=environment(), stderr=stderr, check=False
+        )
+    assert ended.returncode == EXIT_HUNG
+    if log == "stderr.log":
+        said = (tmp_path / log).read_text()
+        assert told in said
+        assert "no step within 0.5 s" in said
+        reports = [path.read_text() for path in tmp_path.glob("logs/hang-1/rank-1.txt")]
+        assert 'File "<string>", line' in "".join([said, *reports])
+    if trouble != "no room for a status":
+        status = rundir.read_json(tmp_path / rundir.STATUS) or {}
+        assert (status["state"], status["attempt"]) == ("failed", 1)
 
 
 @pytest.mark.slow
