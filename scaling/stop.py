@@ -68,9 +68,11 @@ class StopRequest:
                 if number in SIGNALS:  # a child's end is heard here too
                     self.reason = signal.Signals(number).name
             if self.requested() and not self.armed:
-                if self.before_leaving is not None:
-                    self.before_leaving(f"{self.reason} before the first step")
-                os._exit(EXIT_STOPPED)
+                try:
+                    if self.before_leaving is not None:
+                        self.before_leaving(f"{self.reason} before the first step")
+                finally:  # no other thread would end the process
+                    os._exit(EXIT_STOPPED)
 
     def arm(self) -> None:
         """From here on there is something to save."""

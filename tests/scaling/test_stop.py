@@ -14,6 +14,27 @@ from scaling.checkpoint import LATEST, committed, load_latest, prune, step_name
 from scaling.stop import EXIT_STOPPED
 from tests.scaling.runs import STEPS, carry_out, command, curve, environment, small_config, write_run
 
+ASKED = """
+import errno, os, signal, sys, time
+from functools import partial
+from pathlib import Path
+from scaling import files
+from scaling.attempt import Attempt
+from scaling.stop import StopRequest
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+def broken(_):
+    raise RuntimeError
+
+files.write_json = full
+attempt = Attempt.claim(Path(sys.argv[1]))
+with StopRequest(0) as stop:
+    stop.before_leaving = partial(attempt.last_word, "stopped") if sys.argv[2] == "full disk" else broken
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+"""
 EMA = {"ema": 0.5, "mix_group": 4, "randaugment": ""}
 
 
@@ -24,6 +45,15 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 def ended(folder: Path) -> tuple[str, str]:
     status = rundir.read_json(folder / rundir.STATUS) or {}
     return status["state"], status["error"]
+
+
+@pytest.mark.parametrize("trouble", ["full disk", "a fault"])
+def test_before_the_first_step_the_process_ends_whatever_its_last_word_meets(tmp_path: Path, trouble: str) -> None:
+    command = [sys.executable, "-c", ASKED, str(tmp_path), trouble]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == EXIT_STOPPED, ended.stderr
+    if trouble == "full disk":
+        assert "(stopped, SIGTERM before the first step): [Errno 28] No space left on device" in ended.stderr
 
 
 @pytest.mark.slow
