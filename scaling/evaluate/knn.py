@@ -55,6 +55,9 @@ def nearest(queries: Tensor, bank: Tensor, bank_labels: Tensor, k: int) -> tuple
 
 
 def vote(similarity: Tensor, voted: Tensor, classes: int, temperature: float) -> Tensor:
-    """(queries, classes) scores from the similarities and labels (queries, k) of the neighbours."""
-    weights = (similarity / temperature).exp()
+    """(queries, classes) scores from the similarities and labels (queries, k) of the neighbours, the nearest first.
+
+    A query's weights are in units of its nearest neighbour's: those themselves overflow at a small temperature.
+    """
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
     return weights.new_zeros(len(weights), classes).scatter_add(1, voted, weights)

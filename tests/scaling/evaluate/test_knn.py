@@ -42,3 +42,21 @@ def test_a_small_bank_is_filled_up_with_nothing() -> None:
     assert torch.equal(vote(similarity, voted, CLASSES, 0.1), vote(similarity[:, :3], voted[:, :3], CLASSES, 0.1))
     empty, _ = nearest(queries, bank[:0], labels[:0], 2)
     assert (empty == -torch.inf).all()
+
+
+def test_a_small_temperature_overflows_nothing() -> None:
+    """exp(similarity / temperature) is infinite in single precision; the shares are those of double precision."""
+    temperature = 0.01
+    bank, labels = points(300, seed=1)
+    queries, _ = points(90, seed=2)
+    similarity, voted = nearest(queries, bank, labels, 20)
+    similarity = 0.9 + 0.1 * similarity  # near 1, as features of a trained encoder are
+    votes = np.zeros((90, CLASSES))
+    exact = similarity.numpy()
+    for row in range(90):
+        np.add.at(votes[row], voted[row].numpy(), np.exp((exact[row] - exact[row].max()) / temperature))
+    expected = votes / votes.sum(axis=1, keepdims=True)
+    assert torch.isinf((similarity.float() / temperature).exp()).all(dim=1).any()
+    scores = vote(similarity.float(), voted, CLASSES, temperature).numpy()
+    shares = scores / scores.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(shares, expected, atol=1e-5)  # a similarity's rounding over the temperature
