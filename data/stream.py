@@ -79,8 +79,9 @@ def open_stream(
     `cache` within `cache_bytes`. UserError when the batch does not divide or images_seen is not between two steps.
     """
     geometry = _geometry(global_batch, micro_batch, rank, ranks, images_seen)
-    images = _Images(Store(split_folder(shards, TRAIN), cache, cache_bytes), part)
-    dataset = _Training(images, Order(images.shard_samples, global_batch, seed, lanes), augmentation, geometry, seed)
+    store = Store(split_folder(shards, TRAIN), cache, cache_bytes)
+    order = SampleOrder(store, part, global_batch=global_batch, seed=seed, lanes=lanes)
+    dataset = _Training(_Images(store, order.kept), order, augmentation, geometry, seed)
     first = images_seen // global_batch * geometry.micro_batches
     return _Batches(dataset, _Count(first), workers)
 
@@ -149,28 +150,33 @@ def too_many_unreadable(location: Location, messages: Iterable[str]) -> UserErro
     return UserError("shards", str(location), "shards that `armscale data verify` passes", why=why)
 
 
+class SampleOrder:
+    """Which samples of a store, or of one part of it, the training stream gives before unreadable ones are replaced."""
+
+    def __init__(self, store: Store, part: Part | None, *, global_batch: int, seed: int, lanes: int) -> None:
+        self.kept = None if part is None else part.samples(store.samples["label"])
+        counts = store.index.shard_samples
+        if self.kept is not None:
+            counts = np.diff(np.append(np.searchsorted(self.kept, store.first), len(self.kept)))
+        self.order = Order(counts, global_batch, seed, lanes)
+
+    def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(epochs, samples of the store) at these positions, counted from 0 over the whole training."""
+        epochs, numbers = self.order.at(positions)
+        return epochs, numbers if self.kept is None else self.kept[numbers]
+
+
 class _Images:
-    """The images of a store, or of one part of them (`kept`, ascending), numbered through.
+    """The images of a store, or of one part of them (`kept`, ascending).
 
     Unreadable samples are replaced by the next of the same shard, which is the same on every rank.
     """
 
-    def __init__(self, store: Store, part: Part | None = None) -> None:
+    def __init__(self, store: Store, kept: NDArray[np.int64] | None) -> None:
         self.store = store
-        self.kept = None if part is None else part.samples(store.samples["label"])
+        self.kept = kept
         self.unreadable: dict[int, str] = {}
         self.allowed = unreadable_allowed(store.index.samples)
-
-    @property
-    def shard_samples(self) -> NDArray[np.int64]:
-        """(shards,) images of each shard."""
-        if self.kept is None:
-            return self.store.index.shard_samples
-        return np.diff(np.append(np.searchsorted(self.kept, self.store.first), len(self.kept)))
-
-    def samples(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The samples of the store that have these numbers here."""
-        return numbers if self.kept is None else self.kept[numbers]
 
     def neighbour(self, sample: int) -> int:
         """The next image of the same shard, round its end."""
@@ -193,7 +199,7 @@ class _Training(Dataset[Batch]):
     """Micro-batch `number` of one rank, by arithmetic."""
 
     def __init__(
-        self, images: _Images, order: Order, augmentation: Augmentation, geometry: Geometry, seed: int
+        self, images: _Images, order: SampleOrder, augmentation: Augmentation, geometry: Geometry, seed: int
     ) -> None:
         self.images = images
         self.order = order
@@ -202,10 +208,10 @@ class _Training(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         positions = self.geometry.positions(number)
-        epochs, samples = self._at(positions)
+        epochs, samples = self.order.at(positions)
         if self.images.store.cache is not None:
             later = self.geometry.positions(number + READ_AHEAD * self.geometry.micro_batches)
-            self.images.store.expect(self._at(later)[1])
+            self.images.store.expect(self.order.at(later)[1])
         numbers = np.empty((len(samples), self.transform.count))
         for epoch in np.unique(epochs):
             numbers[epochs == epoch] = self.transform.draws(int(epoch), samples[epochs == epoch])
@@ -226,11 +232,6 @@ class _Training(Dataset[Batch]):
             images_seen=(number // self.geometry.micro_batches + 1) * self.geometry.global_batch,
             skipped=tuple(skipped),
         )
-
-    def _at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(epochs, samples of the store) at these positions."""
-        epochs, numbers = self.order.at(positions)
-        return epochs, self.images.samples(numbers)
 
     def _image(
         self, epoch: int, sample: int, numbers: NDArray[np.float64], skipped: list[str]

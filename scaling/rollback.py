@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from data.index import split_folder
-from data.order import Order
 from data.store import Store
+from data.stream import SampleOrder
 from scaling import checkpoint, files, rundir
 from scaling.attempt import Attempt
 from scaling.metrics import finite
@@ -75,7 +75,7 @@ def describe(run: Run, bad: list[Step]) -> dict[str, Any]:
     """What it takes to repeat the bad steps: losses, norms, samples, and the seed and positions of all random draws."""
     config, batch = run.config, run.config.train.global_batch
     store = Store(split_folder(config.data.shards, "train"))
-    order = Order(store.index.shard_samples, batch, config.seed, config.data.lanes)
+    order = SampleOrder(store, run.part, global_batch=batch, seed=config.seed, lanes=config.data.lanes)
     steps = []
     for step in bad:
         epochs, samples = order.at(np.arange(step.consumed - batch, step.consumed, dtype=np.int64))

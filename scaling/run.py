@@ -90,6 +90,12 @@ class Run:
         return self.index.source + (", held out" if self.config.data.held_out else "")
 
     @property
+    def part(self) -> Part | None:
+        """The side of the training split that is trained on; None for all of it."""
+        held_out = self.config.data.held_out
+        return Part(held_out, held_out=False) if held_out else None
+
+    @property
     def masked(self) -> int:
         """Tokens that MAE draws its mask over; 0 for other objectives."""
         encoder = self.config.encoder_config()
@@ -115,7 +121,7 @@ class Run:
             workers=config.data.workers,
             images_seen=self.counters.consumed,
             lanes=config.data.lanes,
-            part=Part(config.data.held_out, held_out=False) if config.data.held_out else None,
+            part=self.part,
         )
         return iter(stream)
 
