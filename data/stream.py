@@ -236,7 +236,11 @@ class _Training(Dataset[Batch]):
     def _image(
         self, epoch: int, sample: int, numbers: NDArray[np.float64], skipped: list[str]
     ) -> tuple[Pixels, int, int]:
-        """(pixels, label, sample) of a sample, or of the first readable one after it in its shard."""
+        """(pixels, label, sample) of a sample, or of the first readable one after it in its shard.
+
+        UserError where the shard has none.
+        """
+        first = sample
         while True:
             try:
                 data, label = self.images.store.read_checked(sample)
@@ -244,6 +248,9 @@ class _Training(Dataset[Batch]):
             except UnreadableImageError as error:
                 skipped.append(self.images.skip(sample, error))
                 sample = self.images.neighbour(sample)
+                if sample == first:  # round the shard
+                    store = self.images.store
+                    raise too_many_unreadable(store.location, self.images.unreadable.values()) from None
 
 
 class _Evaluation(Dataset[EvaluationBatch]):

@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import data.stream
 from data.batch import Batch
 from data.config import Augmentation
 from data.index import read_index, read_samples
@@ -251,6 +252,28 @@ def test_a_shard_cut_short_is_met_as_corrupt_samples(shards: Path, tmp_path: Pat
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(UserError, match=r"samples cannot be read: shard-000004\.tar"):
         steps(copy, 4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_without_a_readable_image_stops_though_fewer_than_are_allowed(
+    workers: int, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.stream, "MAX_SKIPPED", 1.0)  # as 1000 a shard are less than 0.1 % of ImageNet
+    with pytest.raises(UserError, match=r"10 samples cannot be read: shard-000002\.tar, ") as caught:
+        steps(damaged(shards, tmp_path, list(range(20, 30))), 4, workers=workers)
+    assert caught.value.why.count("shard-000002.tar") == 10
+
+
+def test_one_readable_image_stands_for_its_whole_shard(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.stream, "MAX_SKIPPED", 1.0)
+    expected = joined(steps(shards, 4))["samples"].tolist()
+    copy = damaged(shards, tmp_path, [*range(20, 24), *range(25, 30)])
+    found = joined(steps(copy, 4))
+    assert found["samples"].tolist() == [24 if 20 <= sample < 30 else sample for sample in expected]
+    resumed = joined(steps(copy, 2, ranks=2, micro=4, seen=2 * GLOBAL_BATCH))
+    assert_same(resumed, {name: values[2 * GLOBAL_BATCH :] for name, values in found.items()})
 
 
 def test_images_of_another_size_than_a_fixed_crop(shards: Path) -> None:
