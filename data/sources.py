@@ -155,10 +155,16 @@ def cifar10(folder: Path | None, cache: Path) -> Source:
 
 
 def image_folder(folder: Path) -> Source:
-    """DIR/CLASS/* as one split named train, or DIR/train/CLASS/* and DIR/val or DIR/test."""
+    """DIR/CLASS/* as one split named train, or DIR/train/CLASS/* and DIR/val or DIR/test.
+
+    UserError for DIR/val or DIR/test alone: as classes they would be packed without a word, though they are splits.
+    """
     found = [name for name in (TRAIN, *EVALUATION_SPLITS) if (folder / name).is_dir()]
-    if TRAIN not in found:
-        found = [""]
+    if found and TRAIN not in found:
+        there = " and ".join(f"{name}/" for name in found)
+        why = f"it has {there} but no {TRAIN}/; classes of such a name are packed as DIR/{TRAIN}/CLASS/*"
+        raise UserError("source", f"imagefolder:{folder}", VALID, why=why)
+    found = found or [""]
     classes = class_folders(folder / found[0])
     splits = []
     for name in found:

@@ -79,6 +79,25 @@ def test_one_split_or_two(tmp_path: Path, images: Path) -> None:
         open_source(f"imagefolder:{tmp_path}")
 
 
+@pytest.mark.parametrize(("splits", "said"), [(("test", "val"), "test/ and val/"), (("val",), "val/")])
+def test_splits_without_training_images_are_no_classes(splits: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    for split in splits:
+        write_images(tmp_path / split, 2, 1)
+    with pytest.raises(UserError, match=rf"{tmp_path}' .*it has {said} but no train/.*DIR/train/CLASS") as caught:
+        open_source(f"imagefolder:{tmp_path}")
+    assert "DIR/train/CLASS/* with DIR/val or DIR/test" in caught.value.valid
+
+
+def test_classes_that_are_called_as_splits_are(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 2, 1)
+    (tmp_path / "train").mkdir()
+    for number, name in enumerate(("test", "val")):
+        (tmp_path / "images" / f"class-{number}").rename(tmp_path / "train" / name)
+    (tmp_path / "images").rmdir()
+    packed = open_source(f"imagefolder:{tmp_path}")  # as the error above says
+    assert (packed.classes, [split.name for split in packed.splits]) == (("test", "val"), ["train"])
+
+
 def test_keys_are_unique_and_without_dots() -> None:
     assert unique_keys(["a/x.jpg", "a/x.png", "a/x.y.jpg", "b.c/x.jpg"]) == ["a/x", "a/x_png", "a/x_y", "b.c/x"]
 
