@@ -12,9 +12,12 @@ otherwise, so its numbers are translated through its meta.mat.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import tarfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, NamedTuple
@@ -166,11 +169,24 @@ def _refuse(folder: Path, why: str) -> UserError:
     return UserError("source", f"imagenet:{folder}", LAYOUT, why=why)
 
 
-def _open_tar(path: Path, file: IO[bytes] | None = None) -> tarfile.TarFile:
+@contextmanager
+def _open_tar(path: Path, file: IO[bytes] | None = None) -> Iterator[tarfile.TarFile]:
+    """The tar at `path`, or inside it as `file`, read to its end in the block; UserError when it is cut or damaged."""
     try:
-        return tarfile.open(path, "r:*") if file is None else tarfile.open(fileobj=file, mode="r:")
-    except tarfile.TarError as error:
+        with tarfile.open(path, "r:*") if file is None else tarfile.open(fileobj=file, mode="r:") as tar:
+            yield tar
+            _check_end(tar)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError("source", str(path), "a complete tar file", why=str(error)) from None
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """ReadError without the block of zeros that ends a tar: tarfile takes one cut off in a header for complete."""
+    tar.getmembers()
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it ends before its closing block")
 
 
 def _members_of(path: Path) -> list[Member]:

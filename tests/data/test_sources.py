@@ -164,6 +164,41 @@ def test_imagenet_from_its_tars_and_development_kit(tmp_path: Path) -> None:
     assert val.reader.read(2) == ("jpg", jpeg(120))
 
 
+def test_imagenet_tars_cut_anywhere_are_refused(tmp_path: Path) -> None:
+    """Every 256 bytes, so in images, in their padding, in headers and between two."""
+    inner = tar_of({f"n01440764_{n}.JPEG": jpeg(10 * n) for n in range(2)})
+    outer = tar_of({f"{name}.tar": inner for name in WORDNET[:2]})
+    for name, whole in (("ILSVRC2012_img_train.tar", outer), ("train/n01440764.tar", inner)):
+        folder = tmp_path / whole[:1].hex() / Path(name).stem
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(whole)
+        assert len(open_source(f"imagenet:{folder}").splits[0].keys) == (4 if whole is outer else 2)
+        with tarfile.open(folder / name) as tar:
+            end = tar.getmembers()[-1]
+        for size in range(0, end.offset_data + end.size, 256):
+            (folder / name).write_bytes(whole[:size])
+            with pytest.raises(UserError, match=rf"{name}.* is not valid") as caught:
+                open_source(f"imagenet:{folder}")
+            assert caught.value.valid == "a complete tar file"
+            assert caught.value.why
+
+
+def test_a_development_kit_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    for label, name in enumerate(WORDNET):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / f"{name}_7.JPEG").write_bytes(jpeg(label))
+    imagenet_val(tmp_path, tarred=False)
+    noise = np.random.default_rng(0).bytes(3000)  # does not compress: cuts fall into the data too
+    kit = gzip.compress(tar_of({"kit/data/meta.mat": noise, "kit/data/ILSVRC2012_validation_ground_truth.txt": noise}))
+    path = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+    damaged = bytearray(kit)
+    damaged[len(kit) // 2] ^= 255
+    for data in (*(kit[:size] for size in range(0, len(kit) - 8, 250)), bytes(damaged)):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="a complete tar file"):
+            open_source(f"imagenet:{tmp_path}")
+
+
 def test_imagenet_unpacked_with_the_solution_file(tmp_path: Path) -> None:
     for label, name in enumerate(WORDNET):
         (tmp_path / "train" / name).mkdir(parents=True)
