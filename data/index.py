@@ -200,11 +200,11 @@ def _remote_split(shards: Location, names: Sequence[str]) -> Location:
 def read_samples(path: Path, index: Index) -> NDArray[np.void]:
     """(samples,) SAMPLE records, memory-mapped: pages are shared by all processes of a node and read when touched."""
     try:
-        samples: NDArray[np.void] = np.load(path, mmap_mode="r")
-    except (FileNotFoundError, ValueError) as error:
+        samples: NDArray[np.void] = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # noqa: BLE001 - numpy's parser may raise anything at a damaged header
         raise UserError("shards", str(path), PACK_FIRST, why=f"{SAMPLES} cannot be read: {error}") from None
-    if samples.dtype != SAMPLE or len(samples) != index.samples:
-        why = f"{SAMPLES} has {len(samples)} records, {INDEX} says {index.samples}: they are not from one packing"
+    if samples.dtype != SAMPLE or samples.shape != (index.samples,):
+        why = f"{SAMPLES} has {samples.size} records, {INDEX} says {index.samples}: they are not from one packing"
         raise UserError("shards", str(path), PACK_FIRST, why=why)
     return samples
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from data.index import fingerprint_of, read_index, read_samples, to_json
 from data.verify import verify
 from scaling.cli.data import app
+from scaling.errors import UserError
 
 SHARD = "shard-000002.tar"
 
@@ -133,6 +134,41 @@ def test_swapped_index(folder: Path, shards: Path) -> None:
     faults = verify(folder)
     assert any("shard-000000.tar" in fault for fault in faults)
     assert any("shard-000002.tar: not in index.json" in fault for fault in faults)
+
+
+def test_samples_that_are_cut_or_overwritten(folder: Path) -> None:
+    """Every length, and 300 headers with bytes changed at random; also what reads the shards for training says so."""
+    path, index = folder / "samples.npy", read_index(folder)
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    damaged = [whole[:size] for size in range(0, len(whole), 16)]
+    for changes in generator.integers(1, 6, 300).tolist():
+        data = bytearray(whole)
+        for place, value in zip(generator.integers(0, 128, changes), generator.integers(0, 256, changes), strict=True):
+            data[place] = value
+        damaged.append(bytes(data))
+    refused = 0
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            read_samples(path, index)
+        except UserError as error:
+            refused += 1
+            assert "samples.npy" in error.why
+    assert refused > 300
+    path.write_bytes(whole[:-1])
+    (fault,) = verify(folder)
+    assert fault.startswith("samples.npy: ")
+    assert "cannot be read" in fault
+
+
+@pytest.mark.parametrize("size", [0, 60, 300])
+def test_cut_samples_are_named_on_the_command_line(size: int, folder: Path) -> None:
+    path = folder / "samples.npy"
+    path.write_bytes(path.read_bytes()[:size])
+    found = CliRunner().invoke(app, ["verify", str(folder)])
+    assert found.exit_code == 1
+    assert "samples.npy cannot be read" in found.output
 
 
 def test_changed_index(folder: Path) -> None:
