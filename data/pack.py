@@ -85,6 +85,8 @@ def pack(
     for name, value, least in (("shard-samples", shard_samples, 1), ("resize", resize, 0), ("workers", workers, 1)):
         if value < least:
             raise UserError(name, value, f"a whole number of at least {least}")
+    if not 0 <= max_bad <= 1:  # nor NaN
+        raise UserError("max-bad", max_bad, "a fraction from 0 to 1")
     opened = open_source(source)
     output = Path(output)
     requests = {split.name: _request(opened, split, seed, shard_samples, resize) for split in opened.splits}

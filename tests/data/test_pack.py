@@ -124,6 +124,14 @@ def test_too_many_unreadable_images_leave_no_index(tmp_path: Path) -> None:
     assert pack(f"imagefolder:{folder}", tmp_path / "out", max_bad=0.5).indexes["train"].samples == 4
 
 
+@pytest.mark.parametrize("value", [float("nan"), -1.0, -1e-9, 1.001, float("inf")])
+def test_a_part_that_may_be_bad_is_between_none_and_all(value: float, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="from 0 to 1") as caught:
+        pack(f"imagefolder:{images}", tmp_path / "out", max_bad=value)
+    assert caught.value.field == "max-bad"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_whose_only_image_is_corrupt(tmp_path: Path) -> None:
     (tmp_path / "in" / "cat").mkdir(parents=True)
     (tmp_path / "in" / "cat" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
