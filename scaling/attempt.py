@@ -16,6 +16,8 @@ from pathlib import Path
 from scaling import files, rundir
 from scaling.terminal import say
 
+ORIGIN = "from step "
+
 
 class Superseded(RuntimeError):  # noqa: N818 - it is a fact about this attempt, not a fault
     """A newer attempt has taken the run folder over."""
@@ -27,6 +29,16 @@ def highest(folder: Path) -> int:
     if not attempts.is_dir():
         return 0
     return max((int(entry.name) for entry in attempts.iterdir() if entry.name.isdecimal()), default=0)
+
+
+def origins(folder: Path) -> dict[int, int]:
+    """{attempt: the step that it went on from}, of those that came so far."""
+    found = {}
+    for entry in (folder / rundir.ATTEMPTS).iterdir():
+        lines = entry.read_text(encoding="utf-8").splitlines()
+        if len(lines) > 1:
+            found[int(entry.name)] = int(lines[1].removeprefix(ORIGIN))
+    return found
 
 
 @dataclass
@@ -55,6 +67,12 @@ class Attempt:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(f"{socket.gethostname()} {os.getpid()} {job_id() or '-'}\n")
             return cls(folder, number)
+
+    def goes_on_from(self, step: int) -> None:
+        """Notes, in a second line beside who claimed it, the step whose state this attempt starts with."""
+        if self.writes:
+            with (self.folder / rundir.ATTEMPTS / str(self.number)).open("a", encoding="utf-8") as file:
+                file.write(f"{ORIGIN}{step}\n")
 
     @property
     def superseded(self) -> bool:

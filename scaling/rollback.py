@@ -54,13 +54,13 @@ def roll_back(run: Run) -> None:
     run.health.restart(counters.losses)
     run.readback.clear()
     run.log.clear()
-    _renew(run.attempt, rank.ranks)
+    _renew(run.attempt, rank.ranks, saved.step)
     if run.attempt.writes:
         print(f"{what}: back to step {saved.step}, batches since then left out; see {bundle}", file=sys.stderr)
 
 
-def _renew(attempt: Attempt, ranks: int) -> None:
-    """The next attempt, in the same processes."""
+def _renew(attempt: Attempt, ranks: int, step: int) -> None:
+    """The next attempt, in the same processes, which goes on from `step`."""
     number = torch.zeros(1, dtype=torch.int64)
     if attempt.writes:
         attempt.check()
@@ -68,6 +68,7 @@ def _renew(attempt: Attempt, ranks: int) -> None:
     if ranks > 1:
         dist.broadcast(number, src=0)
     attempt.number = int(number.item())
+    attempt.goes_on_from(step)
     attempt.set_status("running")
 
 

@@ -225,6 +225,7 @@ def announce(run: Run) -> None:
     """Commits a new run's first state, which tries the disk before any work is done, and says what a commit costs."""
     if run.saver.newest < 0:
         run.commit()
+    run.attempt.goes_on_from(run.counters.step)
     if not run.attempt.writes:
         return
     seconds = checkpoint.seconds_of(checkpoint.at_step(run.attempt.folder, run.counters.step))

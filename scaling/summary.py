@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scaling import files, rundir
+from scaling.attempt import origins
 from scaling.config import PROTOCOLS
 from scaling.environment import device_name
 from scaling.metrics import finite
@@ -55,7 +56,7 @@ def _own(run: Run) -> dict[str, Any]:
         "final_loss": rows[-1].get("loss") if rows else None,
         "train_flops": run.cost.flops_per_image * images,
         "scan_flops": run.cost.scan_flops_per_image * images,
-        "gpu_seconds": useful + lost_seconds(rows),
+        "gpu_seconds": useful + lost_seconds(rows, origins(run.attempt.folder)),
         "useful_gpu_seconds": useful,
         "device": device_name(run.engine.device),
         "devices": run.engine.rank.ranks,
@@ -107,16 +108,18 @@ def _totals(run: Run, own: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def lost_seconds(rows: Sequence[dict[str, Any]]) -> float:
-    """Device seconds of logged intervals that a later attempt did again."""
-    first_step: dict[int, int] = {}
-    for row in rows:
-        first_step[row["attempt"]] = min(row["step"], first_step.get(row["attempt"], row["step"]))
-    lost, previous = 0.0, (0, 0)
+def lost_seconds(rows: Sequence[dict[str, Any]], starts: Mapping[int, int]) -> float:
+    """Device seconds of logged steps that were taken back: a later attempt, which logged, went on from before them.
+
+    `starts` are the steps that the attempts went on from, at which their first intervals begin. Steps that a kill kept
+    from being logged are not known here.
+    """
+    attempts = {row["attempt"] for row in rows}
+    starts = {attempt: step for attempt, step in starts.items() if attempt in attempts}
+    lost, reached = 0.0, dict(starts)
     for row in rows:
         attempt, step = row["attempt"], row["step"]
-        steps = step - previous[1] if previous[0] == attempt else 0
-        previous = (attempt, step)
-        if any(later > attempt and start <= step for later, start in first_step.items()):
-            lost += steps * row["step_seconds"] * row["devices"]
+        began, reached[attempt] = reached.get(attempt, step), step
+        remaining = min((start for later, start in starts.items() if later > attempt), default=step)
+        lost += max(0, step - max(began, remaining)) * row["step_seconds"] * row["devices"]
     return lost

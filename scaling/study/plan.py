@@ -94,7 +94,7 @@ def seen_state(folder: Path) -> str:
         return state
     attempt = (rundir.read_json(folder / rundir.STATUS) or {}).get("attempt")
     try:
-        host, pid, job = (folder / rundir.ATTEMPTS / str(attempt)).read_text(encoding="utf-8").split()
+        host, pid, job = (folder / rundir.ATTEMPTS / str(attempt)).read_text(encoding="utf-8").split()[:3]
     except (OSError, ValueError):
         return state
     here = host == socket.gethostname() and job == "-"

@@ -14,7 +14,6 @@ from scaling.environment import device_name
 from scaling.errors import UserError
 from scaling.reading import load_run
 from scaling.run import execute
-from scaling.summary import lost_seconds
 from tests.scaling.runs import STEPS, small_config, write_run
 
 
@@ -55,13 +54,3 @@ def test_utilisation() -> None:
     assert utilisation(1e12, 100, "a processor", "bf16") is None
     with pytest.raises(UserError, match="mfu"):
         utilisation(1e12, 1000, "NVIDIA H100 80GB HBM3", "bf16")
-
-
-def test_lost_work_counts_what_was_done_again() -> None:
-    def row(attempt: int, step: int) -> dict[str, float]:
-        return {"attempt": attempt, "step": step, "step_seconds": 2.0, "devices": 4}
-
-    undisturbed = [row(1, step) for step in (10, 20, 30)]
-    assert lost_seconds(undisturbed) == 0.0
-    # Attempt 1 reached 30, its last commit was 20: the ten steps 21 to 30 were done twice.
-    assert lost_seconds([*undisturbed, row(2, 30), row(2, 40)]) == 10 * 2.0 * 4
