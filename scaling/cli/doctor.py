@@ -20,7 +20,6 @@ from scaling.rundir import DEFAULT_ROOT
 OPTIONAL = {
     "deepspeed": "engine deepspeed",
     "tensorboard": "TensorBoard beside metrics.jsonl",
-    "wandb": "W&B beside metrics.jsonl",
     "nbclient": "running the notebooks",
 }
 
