@@ -134,7 +134,7 @@ class Scheduler:
         self.chain = _chain_costs(plan.rows)
 
     def run(self) -> None:
-        """Until nothing runs and nothing more can start."""
+        """Until nothing runs and nothing more can start. An error here asks the runs to save, and waits for them."""
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             while self.workers or (self._ready() and not self.stopping):
@@ -143,10 +143,12 @@ class Scheduler:
                 self.progress.refresh(list(self.workers))
                 time.sleep(POLL_SECONDS)
         finally:
+            for worker in self.workers.values():
+                worker.process.terminate()
+            for worker in self.workers.values():
+                worker.process.wait()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            for worker in self.workers.values():
-                worker.process.kill()
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         """Passes the request on; the loop ends when every run has saved."""

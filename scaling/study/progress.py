@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
@@ -73,7 +74,8 @@ class Progress:
             self.bars.remove_task(self.tasks.pop(name))
         self.done += state == "completed"
         self.bars.update(self.total, completed=self.done)
-        self.console.print(f"{MARKS.get(state, state)}[/] {name} {self._result(name, state)}", soft_wrap=True)
+        mark = MARKS.get(state, f"[yellow]{state}")
+        self.console.print(f"{mark}[/] {name} {escape(self._result(name, state))}", soft_wrap=True)
 
     def _result(self, name: str, state: str) -> str:
         if state == "completed":

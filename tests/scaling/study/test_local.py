@@ -1,10 +1,13 @@
-"""A launch on this machine, cancelled and retried from another shell."""
+"""A launch on this machine: cancelled and retried from another shell, and runs that end in other ways."""
 
+import dataclasses
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +15,12 @@ from scaling import rundir
 from scaling.checkpoint import committed, step_of
 from scaling.reading import load_run
 from scaling.study import local
-from scaling.study.plan import seen_state
+from scaling.study.folders import write_folders
+from scaling.study.plan import Plan, plan_study, seen_state
+from scaling.study.progress import Progress
+from scaling.study.table import load_study
 from tests.scaling import runs
-from tests.scaling.test_quickstart import armscale
+from tests.scaling.test_quickstart import armscale, tiny_study
 from tests.slurm import studies
 from tests.slurm.polling import eventually
 
@@ -82,3 +88,49 @@ def test_a_run_whose_process_died_here_is_no_longer_running(tmp_path: Path) -> N
     claim = tmp_path / rundir.ATTEMPTS / "1"
     claim.write_text(claim.read_text().replace(claim.read_text().split()[0], "another-host"))
     assert seen_state(tmp_path) == "running"
+
+
+@pytest.fixture
+def plan(tmp_path: Path, shards: Path) -> Plan:
+    """One run, with its folder under runs/."""
+    whole = plan_study(load_study(tiny_study(tmp_path, shards)), tmp_path / "runs")
+    one = dataclasses.replace(whole, rows=whole.rows[:1])
+    write_folders(one, tmp_path / "runs")
+    return one
+
+
+def launch(plan: Plan, root: Path, program: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Launches the one run of `plan`, whose process carries out `program` instead; the run folder."""
+    stand_in = root.parent / "stand-in"
+    stand_in.write_text(f"#!{sys.executable}\n{program}")
+    stand_in.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(stand_in))
+        local.launch(plan, root, 1)
+    return root / plan.study.name / plan.rows[0].config.run
+
+
+def test_an_error_of_the_launcher_lets_its_runs_save(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM, not SIGKILL, and the launcher, whose lock keeps others away, ends after them."""
+    program = f"""
+import pathlib, signal, time
+def save(*_):
+    time.sleep(1)
+    pathlib.Path("{tmp_path}/saved").touch()
+    raise SystemExit(85)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("{tmp_path}/trains").touch()
+time.sleep(20)
+"""
+
+    def fails(*_: Any) -> None:
+        eventually((tmp_path / "trains").exists, "it trains", 20)
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(Progress, "refresh", fails)
+    with pytest.raises(RuntimeError, match="nobody thought of this"):
+        launch(plan, tmp_path / "runs", program, monkeypatch)
+    assert (tmp_path / "saved").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
