@@ -166,9 +166,14 @@ class Scheduler:
             free = sorted(set(range(self.jobs)) - {worker.slot for worker in self.workers.values()})
             if not free or self.stopping:
                 return
-            del self.waiting[row.config.run]
-            self.workers[row.config.run] = start(row.config, self.folder, free[0], self.jobs)
-            self.progress.started(row)
+            self._start(row, free[0])
+
+    def _start(self, row: Row, slot: int) -> None:
+        del self.waiting[row.config.run]
+        self.workers[row.config.run] = worker = start(row.config, self.folder, slot, self.jobs)
+        if self.stopping:  # asked while the process was being made: the handler did not know it
+            worker.process.send_signal(signal.SIGTERM)
+        self.progress.started(row)
 
     def _collect_finished(self) -> None:
         for name, worker in list(self.workers.items()):

@@ -134,3 +134,18 @@ time.sleep(20)
         launch(plan, tmp_path / "runs", program, monkeypatch)
     assert (tmp_path / "saved").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_stop_while_a_run_is_being_started_reaches_it(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    folder = launch(plan, tmp_path / "runs", "import time; time.sleep(20)", monkeypatch)
+    status = rundir.read_json(folder / rundir.STATUS) or {}
+    assert status["state"] == "stopped"
+    assert f"exit status {-signal.SIGTERM}" in status["error"]
