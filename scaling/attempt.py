@@ -122,6 +122,12 @@ def write_status(
     files.write_json(folder / rundir.STATUS, status)
 
 
+def mark(folder: Path, state: str, *, error: str | None = None) -> None:
+    """Gives a run that no process works at another state; how often it was tried and how far it came stays."""
+    status = rundir.read_json(folder / rundir.STATUS) or {}
+    write_status(folder, state, attempt=status.get("attempt") or 0, step=status.get("step"), error=error)
+
+
 def job_id() -> str | None:
     """Slurm's id of this job, ARRAY_TASK for a task of an array; None elsewhere."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from scaling import files, rundir
-from scaling.attempt import write_status
+from scaling.attempt import mark, write_status
 from scaling.errors import UserError
 from scaling.reading import dump
 from scaling.study.plan import Plan, Row, run_state
@@ -63,6 +63,5 @@ def mark_cancelled(plan: Plan, folder: Path) -> list[str]:
     cancelled = [run for run in runs if run_state(folder / run) not in ("completed", "failed")]
     for run in cancelled:
         if rundir.is_run(folder / run):
-            status = rundir.read_json(folder / run / rundir.STATUS) or {}
-            write_status(folder / run, "cancelled", attempt=status.get("attempt") or 0, step=status.get("step"))
+            mark(folder / run, "cancelled")
     return cancelled

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 from scaling import rundir
-from scaling.attempt import write_status
+from scaling.attempt import mark
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.study.failures import RUN_LOG, headline
@@ -36,10 +36,11 @@ LIBC = ctypes.CDLL(None)  # loaded before any fork
 
 @dataclass
 class Worker:
-    """A running process and the slot (a share of the cores, or a GPU) that it holds."""
+    """A running process, the slot (a share of the cores, or a GPU) that it holds, and the run's status before it."""
 
     process: subprocess.Popen[bytes]
     slot: int
+    before: dict[str, Any] | None
 
 
 def gpus() -> list[str]:
@@ -182,11 +183,12 @@ class Scheduler:
             del self.workers[name]
             run = self.folder / name
             state = run_state(run)
-            if state in ("running", "planned"):  # it died without a word
+            silent = state in ("running", "planned") or rundir.read_json(run / rundir.STATUS) == worker.before
+            if silent and state != "completed":
                 status = worker.process.returncode
                 early = self.stopping and status == -signal.SIGTERM  # it was only starting
                 state = "stopped" if early else "failed"
-                write_status(run, state, error=f"the process ended with exit status {status}; see {rundir.LOGS}/")
+                mark(run, state, error=f"the process ended with exit status {status}; see {rundir.LOGS}/")
             self.progress.finished(name, state)
             if state == "completed":
                 self.completed.add(name)
@@ -198,7 +200,7 @@ class Scheduler:
             if row.config.parent == parent:
                 del self.waiting[name]
                 if state == "failed":
-                    write_status(self.folder / name, "blocked", error=f"its parent {parent} {state}")
+                    mark(self.folder / name, "blocked", error=f"its parent {parent} {state}")
                     self.progress.finished(name, "blocked")
                 self._block_children(name, state)
 
@@ -220,6 +222,7 @@ def start(config: RunConfig, study: Path, slot: int, jobs: int) -> Worker:
     }
     if devices := gpus():
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    before = rundir.read_json(folder / rundir.STATUS)
     command = [sys.executable, "-m", "scaling.cli", "run", str(folder / rundir.CONFIG)]
     log: IO[bytes]
     with (logs / RUN_LOG).open("ab") as log:
@@ -234,7 +237,7 @@ def start(config: RunConfig, study: Path, slot: int, jobs: int) -> Worker:
             start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on once
             preexec_fn=_end_with_parent,
         )
-    return Worker(process, slot)
+    return Worker(process, slot, before)
 
 
 def _end_with_parent() -> None:

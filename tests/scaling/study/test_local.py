@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from scaling import rundir
+from scaling.attempt import write_status
 from scaling.checkpoint import committed, step_of
 from scaling.reading import load_run
 from scaling.study import local
@@ -149,3 +150,27 @@ def test_a_stop_while_a_run_is_being_started_reaches_it(
     status = rundir.read_json(folder / rundir.STATUS) or {}
     assert status["state"] == "stopped"
     assert f"exit status {-signal.SIGTERM}" in status["error"]
+
+
+@pytest.mark.parametrize("state", ["planned", "running", "stopped", "failed", "blocked"])
+def test_a_process_that_dies_before_its_claim_has_failed(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """Whatever an earlier launch left; how far that came stays on record."""
+    folder = tmp_path / "runs" / plan.study.name / plan.rows[0].config.run
+    write_status(folder, state, attempt=3, step=40, error="what was before")
+    launch(plan, tmp_path / "runs", "raise SystemExit(7)", monkeypatch)
+    status = rundir.read_json(folder / rundir.STATUS) or {}
+    assert (status["state"], status["attempt"], status["step"]) == ("failed", 3, 40)
+    assert "exit status 7" in status["error"]
+
+
+def test_what_a_process_says_before_its_claim_stays(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run without its parent's weights, launched more than once: attempt and error are the same each time."""
+    folder = tmp_path / "runs" / plan.study.name / plan.rows[0].config.run
+    for _ in range(2):
+        words = f"scaling.attempt.write_status(pathlib.Path({str(folder)!r}), 'failed', error='no weights')"
+        launch(plan, tmp_path / "runs", f"import pathlib, scaling.attempt; {words}; raise SystemExit(2)", monkeypatch)
+        assert (rundir.read_json(folder / rundir.STATUS) or {})["error"] == "no weights"
