@@ -137,6 +137,15 @@ def test_cells_without_a_folder_are_missing_unless_the_study_excludes_them(tmp_p
     assert missing[["strategy", "size", "seed", "state"]].to_numpy().tolist() == [["ar", "nano", 1.0, "missing"]]
 
 
+def test_a_cell_is_excluded_by_its_value_on_an_axis_of_lists(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=("scratch",), sizes=("pico", "nano"))
+    text = (study / "study.yaml").read_text().replace("axes:\n", "axes:\n  finetune.betas: [[0.9, 0.95]]\n")
+    (study / "study.yaml").write_text(text + "exclude:\n- {size: nano, finetune.betas: [0.9, 0.95]}\n")
+    for folder in study.glob("scratch-*-nano-*"):
+        folder.rename(tmp_path / folder.name)
+    assert collect_runs(study).excluded.empty
+
+
 def test_a_cell_of_which_only_the_pretraining_or_a_trial_is_there_is_missing(tmp_path: Path) -> None:
     study = write_study(tmp_path, strategies=("ar", "scratch"), sizes=("pico", "nano"))
     for folder in [*study.glob("ar-*-nano-finetune-*"), *study.glob("scratch-*-nano-*")]:

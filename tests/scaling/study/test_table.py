@@ -99,6 +99,14 @@ def test_exclude(tmp_path: Path) -> None:
     assert {(run.strategy, run.size) for run in table} == {("ar", "pico"), ("scratch", "pico"), ("scratch", "nano")}
 
 
+def test_conditions_on_an_axis_of_lists(tmp_path: Path) -> None:
+    """One of its values, or any of several."""
+    axes = {"strategy": ["scratch"], "size": ["pico"], "finetune.betas": [[0.9, 0.9], [0.9, 0.95], [0.9, 0.999]]}
+    rules = [{"when": {"finetune.betas": [[0.9, 0.9], [0.9, 0.999]]}, "set": {"finetune.lr": 5.0}}]
+    table = runs(study_of(tmp_path, axes=axes, rules=rules, exclude=[{"finetune.betas": [0.9, 0.95]}]), "f")
+    assert {run.train.betas: run.train.lr for run in table} == {(0.9, 0.9): 5.0, (0.9, 0.999): 5.0}
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

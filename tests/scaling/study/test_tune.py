@@ -104,6 +104,20 @@ def test_final_runs_take_what_was_chosen(tmp_path: Path) -> None:
     assert finetunings[0].parent in table
 
 
+def test_an_axis_of_lists_is_an_arm_a_list(tmp_path: Path) -> None:
+    """A condition's list means any of its values, but an arm's place on such an axis is the list itself."""
+    betas = [[0.9, 0.95], [0.9, 0.999]]
+    axes = {"strategy": ["scratch"], "size": ["pico"], "finetune.betas": betas}
+    study = study_of(tmp_path, axes=axes, rules=[], tune={"grid": {"finetune.lr": [1e-3, 2e-3]}})
+    table, arms = trials(study, "f", None, 10)
+    for arm, best in zip(arms, (2e-3, 1e-3), strict=True):
+        for values, run in arm.trials:
+            finish(tmp_path, run, 0.9 if values["finetune.lr"] == best else 0.5)
+    found, waiting = tuned_runs(study, tmp_path, "f", None, 10)
+    final = {run.train.betas: run.train.lr for run in found if run.run not in table}
+    assert (final, waiting) == ({(0.9, 0.95): 2e-3, (0.9, 0.999): 1e-3}, 0)
+
+
 def test_what_is_told(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     _, arms = trials(study, "f", None, 10)
