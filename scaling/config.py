@@ -181,6 +181,11 @@ class ResourcesConfig:
     time: str = "04:00:00"
     grace: float = 120.0  # seconds from a stop signal to the kill; so long before the time limit the run stops
 
+    @property
+    def ranks(self) -> int:
+        """Of the run on a cluster, one a GPU."""
+        return self.nodes * self.gpus_per_node
+
 
 @dataclass(frozen=True)
 class RunConfig:

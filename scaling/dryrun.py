@@ -34,6 +34,7 @@ from scaling.engines import build_engine
 from scaling.engines.base import Engine
 from scaling.engines.single import SingleEngine
 from scaling.environment import Rank
+from scaling.share import Share, share_of
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def dry_run(config: RunConfig, ranks: int, classes: int, *, on_gpu: bool = True)
     config = replace(config, compile=False)
     encoder, objective = config.encoder_config(), config.objective_config(classes)
     check(encoder, objective)
+    share = share_of(config, ranks)
     with _fake_group(ranks):
         rank = FakeRank(0, ranks)
         engine = Replica(config, rank) if config.engine == "ddp" else build_engine(config, rank)
@@ -165,7 +167,7 @@ def dry_run(config: RunConfig, ranks: int, classes: int, *, on_gpu: bool = True)
                 if isinstance(engine, Replica):
                     engine.lay_out_buckets()
                 resident = ledger.held
-                _step(engine, config, ranks, classes)
+                _step(engine, config, share, classes)
             return DryRun(ledger.peak, resident, time.monotonic() - started)
 
 
@@ -185,18 +187,17 @@ def _triton_scan(
     return torch.ops.armscale.selective_scan(*inputs, True, "triton")[0]
 
 
-def _step(engine: Engine, config: RunConfig, ranks: int, classes: int) -> None:
+def _step(engine: Engine, config: RunConfig, share: Share, classes: int) -> None:
     """Of more than two micro-batches the first and the last: those between are like the first."""
-    train, encoder = config.train, config.encoder_config()
-    micro = min(train.micro_batch or train.global_batch // ranks, train.global_batch // ranks)
+    encoder, micro = config.encoder_config(), share.micro_batch
     images = torch.empty(micro, encoder.channels, encoder.image_size, encoder.image_size)
     labels = torch.empty(micro, classes) if config.classifies else None
     masked = isinstance(config.objective_config(classes), MAEConfig)
     noise = Noise(
         mask=torch.empty(micro, encoder.patches) if masked else None,
-        drop_path=torch.empty(micro, encoder.depth, 2) if train.drop_path else None,
+        drop_path=torch.empty(micro, encoder.depth, 2) if config.train.drop_path else None,
     )
-    for last in (False, True) if train.global_batch // ranks > micro else (True,):
+    for last in (False, True) if share.accumulation > 1 else (True,):
         loss, _ = engine.forward(images, labels, noise, last=last)
         engine.backward(loss)
         del loss

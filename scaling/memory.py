@@ -14,7 +14,7 @@ from models.activations import TRITON_INTERVAL, Kept, activations
 from models.parameters import Parameters, parameters
 from scaling.config import ZERO_BUCKET, RunConfig
 from scaling.devices import usable_memory
-from scaling.errors import UserError
+from scaling.share import share_of
 
 FP32 = 4
 GATHERED_BLOCKS = 3
@@ -51,13 +51,10 @@ class Memory:
 def memory(config: RunConfig, ranks: int, classes: int, *, on_gpu: bool = True) -> Memory:
     """The estimate for one of `ranks` ranks; on a CPU the scan keeps other states than on a GPU.
 
-    Raises UserError where the batch does not divide over the ranks, as the run itself would.
+    Raises UserError where a step cannot be shared among the ranks, as the run itself would.
     """
     encoder, objective = config.encoder_config(), config.objective_config(classes)
-    batch = config.train.global_batch
-    if batch % ranks:
-        raise UserError(f"{config.stage}.global_batch", batch, f"multiples of {ranks} ranks")
-    micro = min(config.train.micro_batch or batch // ranks, batch // ranks)
+    micro, accumulation = share_of(config, ranks)
     counts = parameters(encoder, objective)
     kept = activations(
         encoder, objective, bf16=config.precision == "bf16", interval=TRITON_INTERVAL if on_gpu else None
@@ -78,7 +75,7 @@ def memory(config: RunConfig, ranks: int, classes: int, *, on_gpu: bool = True) 
         working=working,
         late_activations=late,
         early_gradients=FP32 * (counts.trained - counts.encoder_blocks),
-        keeps_gradients=batch // ranks > micro,
+        keeps_gradients=accumulation > 1,
     )
     return SPREADS[config.engine](plain, config, ranks, counts)
 

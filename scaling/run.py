@@ -39,6 +39,7 @@ from scaling.metrics import Records
 from scaling.ranktimes import RankTimes
 from scaling.reading import dump
 from scaling.saver import Saver
+from scaling.share import share_of
 from scaling.sidegroup import SideGroup
 from scaling.steplog import StepLog
 from scaling.steps import Readback, StepClock
@@ -179,7 +180,7 @@ def execute(config: RunConfig, folder: Path, *, profile: bool = False) -> Path:
     with StopRequest(config.resources.grace) as stop:
         try:
             rank.join_others()
-            index, parent = check_inputs(config, folder)
+            index, parent = check_inputs(config, folder, rank.ranks)
             attempt = claim(config, folder, rank, stop)
             run = build(config, attempt, rank, index, parent, stop)
             run.trace = Trace(folder, rank, wanted=profile)
@@ -242,11 +243,12 @@ def announce(run: Run) -> None:
         )
 
 
-def check_inputs(config: RunConfig, folder: Path) -> tuple[Index, Path | None]:
-    """The index of the training split and the parent's weights; UserError before any work when something is missing.
+def check_inputs(config: RunConfig, folder: Path, ranks: int) -> tuple[Index, Path | None]:
+    """The index of the training split and the parent's weights; UserError before any work for what cannot work.
 
     A decay takes over the whole state of its trunk instead of weights.
     """
+    share_of(config, ranks)
     index = read_index(split_folder(config.data.shards, "train"))
     require_split(config, index.samples, len(index.classes))
     if config.parent is None:
@@ -292,8 +294,7 @@ def build(config: RunConfig, attempt: Attempt, rank: Rank, index: Index, parent:
     train_config = config.train
     images = stage_images(train_config, index.samples)
     assert images is not None
-    per_rank = train_config.global_batch // rank.ranks
-    micro_batch = min(train_config.micro_batch or per_rank, per_rank)
+    share = share_of(config, rank.ranks)
     steps = images // train_config.global_batch
     classes = len(index.classes)
 
@@ -315,8 +316,8 @@ def build(config: RunConfig, attempt: Attempt, rank: Rank, index: Index, parent:
         metrics=Records(attempt, rundir.METRICS, rundir.METRIC_KEYS),
         inputs=InputPipeline(config, index, engine.device),
         steps=steps,
-        micro_batch=micro_batch,
-        accumulation=per_rank // micro_batch,
+        micro_batch=share.micro_batch,
+        accumulation=share.accumulation,
         saver=Saver(attempt, train_config),
         side=SideGroup(),
     )

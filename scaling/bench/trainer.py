@@ -50,6 +50,7 @@ class StepCase:
             images=1000 * batch,
             global_batch=batch,
             micro_batch=self.micro_batch,
+            mix_group=self.micro_batch,  # a batch that stays on the device is mixed already
             lr=1e-4,
         )
         small = self.size in CPU_SIZES

@@ -37,7 +37,7 @@ def run(
             raise UserError(option, value, "nothing without --dry-run: a run's ranks and devices are its launcher's")
     loaded = load_run(config, overrides)
     if dry_run:
-        _try_out(loaded, ranks or loaded.resources.nodes * loaded.resources.gpus_per_node, device)
+        _try_out(loaded, ranks or loaded.resources.ranks, device)
         return
     folder = run_folder(loaded, config.resolve(), root)
     try:

@@ -9,7 +9,7 @@ from scaling.engines.fsdp import ShardedEngine
 from scaling.engines.single import SingleEngine
 from scaling.engines.zero import ZeroEngine
 from scaling.environment import Rank
-from scaling.errors import UserError
+from scaling.share import check_ranks
 
 ENGINES: dict[str, type[Engine]] = {
     "single": SingleEngine,
@@ -20,9 +20,6 @@ ENGINES: dict[str, type[Engine]] = {
 
 
 def build_engine(config: RunConfig, rank: Rank) -> Engine:
-    """The engine that the config names, for this rank."""
-    if config.engine == "single" and rank.ranks > 1:
-        raise UserError("engine", "single", [name for name in ENGINES if name != "single"], why=f"{rank.ranks} ranks")
-    if config.train.global_batch % rank.ranks:
-        raise UserError(f"{config.stage}.global_batch", config.train.global_batch, f"multiples of {rank.ranks} ranks")
+    """The engine that the config names, for this rank; UserError where it does not suit the number of ranks."""
+    check_ranks(config, rank.ranks)
     return ENGINES[config.engine](config, rank)

@@ -23,7 +23,6 @@ from scaling.config import RunConfig
 from scaling.dtensor import local
 from scaling.engines.base import Engine
 from scaling.environment import Rank
-from scaling.errors import UserError
 from scaling.optimizer import zero_moments
 
 
@@ -37,8 +36,6 @@ class ShardedEngine(Engine):
     def __init__(self, config: RunConfig, rank: Rank) -> None:
         super().__init__(config, rank)
         self.options = config.fsdp
-        if rank.ranks % self.options.replicas:
-            raise UserError("fsdp.replicas", self.options.replicas, f"divisors of the {rank.ranks} ranks")
         self.eager_passes = None if self.options.offload else 3  # offloaded, a pass waits for copies to the host
         rank.join()
         self.mesh = self._mesh()

@@ -8,6 +8,7 @@ from scaling.checks import check
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.reading import merge
+from scaling.share import share_of
 from scaling.study import identity
 from scaling.study.plan import Plan
 
@@ -23,6 +24,7 @@ def with_changes(plan: Plan, changes: list[str], states: tuple[str, ...] = ("fai
     def change(config: RunConfig) -> RunConfig:
         changed: RunConfig = merge(config, {}, changes)
         check(changed)
+        share_of(changed, changed.resources.ranks)
         if identity.run_id(changed, plan.data.fingerprint) != config.run:
             free = identity.ALWAYS_OUT | (identity.OUT_FOR_ACCURACY if config.purpose == "accuracy" else frozenset())
             raise UserError("change", " ".join(changes), sorted(free), why="it would change the result of the run")

@@ -9,9 +9,8 @@ from scaling.study.plan import Plan, Row
 
 
 def memory_of(row: Row, classes: int | None) -> Memory:
-    """What one rank of a run needs; UserError where its batch does not divide over the ranks."""
-    resources = row.config.resources
-    return memory(row.config, resources.nodes * resources.gpus_per_node, classes or 1000)
+    """What one rank of a run needs."""
+    return memory(row.config, row.config.resources.ranks, classes or 1000)
 
 
 def require_fit(plan: Plan, device: str) -> None:

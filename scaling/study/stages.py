@@ -8,6 +8,7 @@ from typing import Any
 from scaling.checks import check
 from scaling.config import PROBE, RunConfig, TrainConfig
 from scaling.errors import UserError
+from scaling.share import share_of
 from scaling.study.table import CellConfig, Study
 
 SECTIONS = {"pretrain": "pretrain", "probe": "probe", "finetune": "finetune", "finetune_384": "finetune"}
@@ -59,6 +60,7 @@ def stage_run(study: Study, cell: CellConfig, section: str, train: TrainConfig, 
     )
     try:
         check(config)
+        share_of(config, config.resources.ranks)
     except UserError as error:
         stage, dot, name = error.field.partition(".")
         field = f"{section}.{name}" if dot and stage == config.stage else error.field

@@ -95,7 +95,9 @@ def test_what_is_left_goes_by_the_rates_reached(plan: Plan, tmp_path: Path) -> N
 
 def test_a_retry_changes_what_changes_no_result_and_nothing_else(plan: Plan) -> None:
     failed = replace(plan, rows=[replace(plan.rows[0], state="failed"), *plan.rows[1:]])
-    changed = with_changes(failed, ["train.micro_batch=4", "resources.nodes=2"])
+    with pytest.raises(UserError, match=r"engine: 'single' .*2 ranks"):
+        with_changes(failed, ["train.micro_batch=4", "resources.nodes=2"])
+    changed = with_changes(failed, ["train.micro_batch=4", "resources.nodes=2", "engine=ddp"])
     assert (changed.rows[0].config.train.micro_batch, changed.rows[0].config.resources.nodes) == (4, 2)
     assert changed.rows[0].config.run == failed.rows[0].config.run
     assert changed.rows[1:] == failed.rows[1:]
