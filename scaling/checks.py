@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from models.config import ENCODERS
@@ -35,6 +36,16 @@ def choice(name: str, value: Any, valid: Any) -> Any:
     return value
 
 
+def _above_0(name: str, value: float) -> None:
+    if not 0 < value < math.inf:  # so put, NaN is refused too
+        raise UserError(name, value, "numbers above 0")
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if not low <= value < math.inf:
+        raise UserError(name, value, f"numbers from {low:g} on")
+
+
 def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise UserError(name, value, f"from {low:g} to {high:g}")
@@ -47,26 +58,30 @@ def check(config: RunConfig) -> None:
     choice("size", config.size, tuple(SIZES))
     choice("stage", config.stage, STAGES)
     choice("model.parametrisation", config.model.parametrisation, PARAMETRISATIONS)
-    if config.model.base_width < 1:
-        raise UserError("model.base_width", config.model.base_width, "numbers above 0")
+    _above_0("model.base_width", config.model.base_width)
     choice("purpose", config.purpose, PURPOSES)
     choice("engine", config.engine, ENGINES)
     choice("precision", config.precision, PRECISIONS)
+    for name in ("nodes", "gpus_per_node"):
+        _at_least(f"resources.{name}", getattr(config.resources, name), 1)
+    _at_least("resources.grace", config.resources.grace, 0)
+    _at_least("data.workers", config.data.workers, 0)
+    _at_least("data.lanes", config.data.lanes, 1)
     if config.stage == "pretrain" and config.strategy not in ("ar", "mae"):
         valid = ("finetune", "probe")
         raise UserError("stage", config.stage, valid, why=f"strategy {config.strategy} has no pretraining")
-    if config.fsdp.replicas < 1:
-        raise UserError("fsdp.replicas", config.fsdp.replicas, "numbers above 0")
+    _at_least("fsdp.replicas", config.fsdp.replicas, 1)
     if not 0 <= config.data.held_out < 1:
         raise UserError("data.held_out", config.data.held_out, "from 0 to below 1")
     choice("deepspeed.stage", config.deepspeed.stage, ZERO_STAGES)
-    if config.stage != "probe":
+    if config.stage == "probe":
+        for name in ("global_batch", "eval_batch"):
+            _above_0(f"probe.{name}", getattr(config.train, name))
+    else:
         _check_train(config.train, config.stage)
     _check_evaluation(config.train, config.stage)
     for name, low in (("bad_steps", 1), ("spike", 0), ("rollbacks", 0), ("step_timeout", 0), ("timing_every", 1)):
-        value = getattr(config.faults, name)
-        if value < low:
-            raise UserError(f"faults.{name}", value, f"numbers from {low} on")
+        _at_least(f"faults.{name}", getattr(config.faults, name), low)
     try:
         check_model(config.encoder_config(), config.objective_config(classes=2))
     except UserError as error:
@@ -102,14 +117,18 @@ def _check_train(train: TrainConfig, stage: str) -> None:
     )
     for name in above_0:
         value = getattr(train, name)
-        if value is not None and value <= 0:
-            raise UserError(f"{stage}.{name}", value, "numbers above 0")
+        if value is not None:
+            _above_0(f"{stage}.{name}", value)
     if train.images is not None and train.images < train.global_batch:
         raise UserError(f"{stage}.images", train.images, f"at least one global_batch ({train.global_batch})")
     if train.micro_batch is not None and train.global_batch % train.micro_batch:
         raise UserError(f"{stage}.micro_batch", train.micro_batch, f"divisors of global_batch ({train.global_batch})")
     if train.keep_every < 0:
         raise UserError(f"{stage}.keep_every", train.keep_every, "steps, or 0 for none")
+    for name in ("min_lr", "weight_decay", "clip"):
+        _at_least(f"{stage}.{name}", getattr(train, name), 0)
+    if not all(0 <= beta < 1 for beta in train.betas):
+        raise UserError(f"{stage}.betas", list(train.betas), "two numbers from 0 to below 1")
     for name in ("warmup", "decay", "ema", "layer_decay"):
         _between(f"{stage}.{name}", getattr(train, name), 0.0, 1.0)
     choice(f"{stage}.schedule", train.schedule, SCHEDULES)
@@ -134,8 +153,7 @@ def check_evaluator(evaluator: EvaluatorConfig, stage: str, where: str) -> None:
     if evaluator.every < 0:
         raise UserError(f"{where}.every", evaluator.every, "steps, or 0: after training alone")
     for name in ("k", "temperature"):
-        if getattr(evaluator, name) <= 0:
-            raise UserError(f"{where}.{name}", getattr(evaluator, name), "numbers above 0")
+        _above_0(f"{where}.{name}", getattr(evaluator, name))
     if evaluator.dataset:
         choice(f"{where}.dataset", evaluator.dataset, VARIANTS)
         choice(f"{where}.kind", evaluator.kind, ("classification",))

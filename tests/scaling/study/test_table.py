@@ -1,6 +1,7 @@
 """study.yaml to runs: axes, rules, exclusions, ids."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,40 @@ def test_conditions_on_an_axis_of_lists(tmp_path: Path) -> None:
         ({"defaults": BRANCHED | {"pretrain.schedule": "cosine"}}, ["pretrain.schedule", "wsd"]),
         ({"defaults": BRANCHED | {"pretrain.ema": 0.1}}, ["pretrain.ema", "0.1"]),
         ({"name": "a/b"}, ["name", "a/b"]),
+        ({"resources": {"gpus_per_node": 0}}, ["resources.gpus_per_node", "0", "from 1 on"]),
+        ({"resources": {"nodes": -1}}, ["resources.nodes", "-1", "from 1 on"]),
+        ({"resources": {"gpus_per_node": 2}}, ["engine", "single", "ddp", "2 ranks"]),
+        (
+            {"defaults": SMALL["defaults"] | {"engine": "fsdp", "fsdp.replicas": 4}},
+            ["fsdp.replicas", "4", "divisors of the 1 ranks"],
+        ),
+        (
+            {
+                "resources": {"gpus_per_node": 2},
+                "defaults": SMALL["defaults"]
+                | {"engine": "ddp", "pretrain.global_batch": 96, "pretrain.micro_batch": 32},
+            },
+            ["pretrain.micro_batch", "32", "divisors of the 48 images of a rank"],
+        ),
+        (
+            {"defaults": SMALL["defaults"] | {"finetune.micro_batch": 8}},
+            ["finetune.mix_group", "16", "divisors of the 8 images"],
+        ),
+        ({"data": {"shards": "x", "workers": -1}}, ["data.workers", "-1", "from 0 on"]),
+        ({"data": {"shards": "x", "lanes": 0}}, ["data.lanes", "0", "from 1 on"]),
+        ({"defaults": SMALL["defaults"] | {"finetune.betas": [0.9, 1.5]}}, ["finetune.betas", "1.5", "below 1"]),
+        ({"defaults": SMALL["defaults"] | {"finetune.lr": math.nan}}, ["finetune.lr", "nan", "above 0"]),
+        ({"defaults": SMALL["defaults"] | {"finetune.lr": math.inf}}, ["finetune.lr", "inf", "above 0"]),
+        ({"defaults": SMALL["defaults"] | {"finetune.mixup": math.nan}}, ["finetune.mixup", "nan"]),
+        ({"defaults": SMALL["defaults"] | {"finetune.clip": -1.0}}, ["finetune.clip", "-1.0", "from 0 on"]),
+        ({"defaults": SMALL["defaults"] | {"finetune.weight_decay": -3}}, ["finetune.weight_decay", "-3.0"]),
+        ({"defaults": SMALL["defaults"] | {"pretrain.min_lr": -1.0}}, ["pretrain.min_lr", "-1.0", "from 0 on"]),
+        ({"defaults": SMALL["defaults"] | {"faults.spike": math.nan}}, ["faults.spike", "nan", "from 0 on"]),
+        (
+            {"defaults": SMALL["defaults"] | {"pretrain.global_batch": 0, "probe": [{"kind": "knn"}]}}
+            | {"axes": {"strategy": ["scratch"], "size": ["pico"]}},
+            ["probe.global_batch", "0", "above 0"],
+        ),
     ],
 )
 def test_mistakes_name_field_value_and_what_is_valid(tmp_path: Path, changes: dict[str, Any], told: list[str]) -> None:
