@@ -134,7 +134,7 @@ def expect(row: Row, measured: Measured) -> Expectation:
     if rate is not None:
         return Expectation(price.images / rate.images_per_second / 3600, rate.device)
     device = measured.device or ASSUMED_DEVICE
-    peak = dense_peak(device, "bf16")
+    peak = dense_peak(device, "bf16") or dense_peak(device, "fp32")
     if peak is None:
         raise UserError("--device", device, DEVICES, why="nothing was measured on it and its peak is not known")
     return Expectation((price.train_flops + price.scan_flops) / (ASSUMED_MFU * peak) / 3600)

@@ -9,7 +9,7 @@ import pytest
 from models.config import ARConfig
 from scaling import files, rundir
 from scaling.config import ModelConfig
-from scaling.devices import dense_peak
+from scaling.devices import DEVICES, dense_peak
 from scaling.errors import UserError
 from scaling.study import table
 from scaling.study.changes import with_changes
@@ -37,6 +37,13 @@ def test_without_measurements_the_assumed_utilisation_counts(plan: Plan) -> None
     assert found.measured == ""
     with pytest.raises(UserError, match="--device"):
         expect(row, Measured("abacus"))
+
+
+def test_every_device_that_is_known_can_be_planned_for(plan: Plan) -> None:
+    """Those without bf16 by their fp32."""
+    hours = {name: expect(plan.rows[0], Measured(name)).device_hours for name in DEVICES}
+    assert all(hours.values())
+    assert (hours["V100"] or 0) / (hours["H100"] or 0) == pytest.approx(989e12 / 15.7e12)
 
 
 def test_completed_runs_are_measurements_of_their_equals(plan: Plan, tmp_path: Path) -> None:
