@@ -115,6 +115,7 @@ def trials(
     for place, stages in cell_runs(spanned, fingerprint, samples, classes):
         if any(run.train.branched_at for run in stages):
             raise UserError("tune", grid, "a study without branches")
+        _require_score(stages[-1])
         table |= {run.run: run for run in stages}
         point = {name: value for name, value in place.items() if name in study.axes and name != "seed"}
         arm = arms.setdefault(repr(point), Arm(point, []))
@@ -123,3 +124,13 @@ def trials(
         if all(run != stages[-1].run for _, run in arm.trials):
             arm.trials.append((own, stages[-1].run))
     return table, list(arms.values())
+
+
+def _require_score(last: RunConfig) -> None:
+    """UserError where a trial would be completed without the top-1 on held-out images that its arm is chosen by."""
+    if last.purpose == "throughput":
+        raise UserError("purpose", last.purpose, "accuracy", why="tune chooses by top-1, and nothing is evaluated")
+    if not any(entry.kind == "classification" and not entry.dataset for entry in last.train.evaluate):
+        evaluators = [f"{entry.kind} {entry.dataset}".strip() for entry in last.train.evaluate]
+        valid = "a list with a classification without dataset, by whose top-1 tune chooses"
+        raise UserError(f"{last.stage}.evaluate", evaluators, valid)

@@ -164,6 +164,26 @@ def test_mistakes(tmp_path: Path, tune: dict[str, Any], told: str) -> None:
         trials(study_of(tmp_path, tune=tune), "f", None, 10)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"purpose": "throughput"}, "purpose: 'throughput' .*accuracy"),
+        ({"finetune.evaluate": []}, r"finetune\.evaluate: \[\] .*classification"),
+        ({"finetune.evaluate": [{"kind": "knn"}]}, r"finetune\.evaluate: \['knn'\] .*classification"),
+        (
+            {"finetune.evaluate": [{"kind": "classification", "dataset": "imagenet-a", "path": "x"}]},
+            r"finetune\.evaluate: \['classification imagenet-a'\]",
+        ),
+    ],
+)
+def test_trials_without_a_score_are_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    """Nothing could ever be chosen by them."""
+    defaults = STUDY["defaults"] | {name: value for name, value in changes.items() if "." in name}
+    study = study_of(tmp_path, defaults=defaults, purpose=changes.get("purpose", "accuracy"))
+    with pytest.raises(UserError, match=told):
+        tuned_runs(study, tmp_path, "f", None, 10)
+
+
 @pytest.mark.slow
 def test_one_launch_runs_trials_and_then_the_chosen(tmp_path: Path, shards: Path) -> None:
     """Real processes: 2 arms of 2 trials on one shared pretraining, then 2 seeds of each with the values chosen."""
