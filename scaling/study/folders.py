@@ -14,10 +14,14 @@ import yaml
 
 from scaling import files, rundir
 from scaling.attempt import mark, write_status
+from scaling.config import RunConfig
 from scaling.errors import UserError
-from scaling.reading import dump
+from scaling.reading import dump, load_run
+from scaling.study import identity
 from scaling.study.plan import Plan, Row, run_state
 from scaling.study.tune import write_tuning
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def require_writable(folder: Path, name: str = "--root") -> None:
@@ -33,10 +37,14 @@ def require_writable(folder: Path, name: str = "--root") -> None:
 def write_folders(plan: Plan, root: Path) -> Path:
     """Writes study.yaml and, for every run that has none, config.yaml and a planned status; returns the study folder.
 
-    A folder that exists is left as it is: its name holds the hash of its config.
+    A folder that exists is left as it is: its name holds the hash of its config. UserError, before anything is written,
+    where its config.yaml is another one in a field that changes the result.
     """
     folder = root / plan.study.name
     require_writable(folder)
+    for row in plan.rows:
+        if rundir.is_run(folder / row.config.run):
+            require_own(row.config, folder / row.config.run / rundir.CONFIG)
     files.write_text(folder / rundir.STUDY, yaml.safe_dump(plan.study.given, sort_keys=False, allow_unicode=True))
     write_tuning(plan.study, folder, plan.data.fingerprint, plan.data.samples, plan.data.classes)
     for row in plan.rows:
@@ -47,6 +55,20 @@ def write_folders(plan: Plan, root: Path) -> Path:
         write_status(run, "planned")
         files.write_text(run / rundir.CONFIG, dump(row.config))
     return folder
+
+
+def require_own(config: RunConfig, path: Path) -> None:
+    """UserError for the first field that changes the result and stands otherwise in the config.yaml at `path`."""
+    try:
+        given = yaml.load(path.read_text(encoding="utf-8"), LOADER)
+    except (OSError, ValueError, yaml.YAMLError):
+        given = None
+    if isinstance(given, dict) and not identity.changed_fields(config, given):
+        return
+    # Read as a run reads it, which tells 1e-3 from a text but takes 40 ms.
+    for name, value in identity.changed_fields(config, load_run(path)).items():
+        valid = f"{identity.result_fields(config)[name]}, with which the run was made"
+        raise UserError(name, value, valid, why=f"in {path}: for another result change the study, not a run of it")
 
 
 def write_configs(rows: Iterable[Row], folder: Path) -> None:

@@ -47,21 +47,40 @@ def _defaults(stage: str) -> dict[str, Any]:
     return flatten(dataclasses.replace(RunConfig(), train=STAGE_DEFAULTS[stage]))
 
 
-def hashed_fields(config: RunConfig, fingerprint: str) -> dict[str, Any]:
-    """What the identity of `config` is made of; `fingerprint` is that of its training shards ("" when not packed)."""
-    defaults = _defaults(config.stage)
+def result_fields(config: RunConfig) -> dict[str, Any]:
+    """Every field that changes the result of such a run, by its dotted name."""
     out = ALWAYS_OUT | (OUT_FOR_ACCURACY if config.purpose == "accuracy" else frozenset())
     other_objectives = {"ar": ("mae.",), "mae": ("ar.",)}.get(config.strategy, ("ar.", "mae."))
     if config.stage != "pretrain":
         other_objectives = ("ar.", "mae.")  # they act through the parent
-    always = ("strategy", "encoder", "size", "stage", "seed", "parent", "schema")
-    hashed = {
+    return {
         name: value
         for name, value in flatten(config).items()
-        if name not in out and not name.startswith(other_objectives) and (name in always or value != defaults[name])
+        if name not in out and not name.startswith(other_objectives)
     }
+
+
+def hashed_fields(config: RunConfig, fingerprint: str) -> dict[str, Any]:
+    """What the identity of `config` is made of; `fingerprint` is that of its training shards ("" when not packed)."""
+    defaults = _defaults(config.stage)
+    always = ("strategy", "encoder", "size", "stage", "seed", "parent", "schema")
+    hashed = {name: value for name, value in result_fields(config).items() if name in always or value != defaults[name]}
     hashed["data.fingerprint"] = fingerprint
     return hashed
+
+
+def changed_fields(config: RunConfig, held: Any) -> dict[str, Any]:
+    """What `held`, a config or the mapping in a config.yaml, has otherwise of the fields that change the result.
+
+    A field that it lacks is at its default, as when its writer did not know it yet.
+    """
+    there = _defaults(config.stage) | flatten(held)
+    return {name: there[name] for name, value in result_fields(config).items() if not _same(there[name], value)}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, where YAML has lists for tuples."""
+    return (list(one) if isinstance(one, tuple) else one) == (list(other) if isinstance(other, tuple) else other)
 
 
 def readable(config: RunConfig) -> str:
