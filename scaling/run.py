@@ -32,7 +32,7 @@ from scaling.engines import build_engine
 from scaling.engines.base import Engine
 from scaling.environment import Rank, describe
 from scaling.errors import UserError
-from scaling.evaluate import evaluate
+from scaling.evaluate import evaluate, require_test_sets
 from scaling.health import Health
 from scaling.inputs import InputPipeline
 from scaling.metrics import Records
@@ -251,6 +251,7 @@ def check_inputs(config: RunConfig, folder: Path, ranks: int) -> tuple[Index, Pa
     share_of(config, ranks)
     index = read_index(split_folder(config.data.shards, "train"))
     require_split(config, index.samples, len(index.classes))
+    require_test_sets(config, index.classes)
     if config.parent is None:
         return index, None
     if config.train.branched_at:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data.index import has_split
 from scaling import rundir
 from scaling.config import EvaluatorConfig, RunConfig
+from scaling.errors import UserError
 from scaling.evaluate.classify import classify
+from scaling.evaluate.imagenet import test_set
 from scaling.evaluate.inference import throughput
 from scaling.evaluate.knn import knn
 from scaling.evaluate.pictures import reconstruction
@@ -48,6 +50,19 @@ def having_turn(config: RunConfig, step: int, *, finished: bool) -> list[Evaluat
     if not entries or config.purpose == "throughput":
         return []
     return entries if config.labelled or held_out or has_split(config.data.shards, "test") else []
+
+
+def require_test_sets(config: RunConfig, classes: Sequence[str]) -> None:
+    """That the other test sets of a run are there and fit its classes, found out before it trains; UserError."""
+    due = having_turn(config, 0, finished=True)
+    for number, entry in enumerate(config.train.evaluate):
+        if entry not in due:
+            continue
+        try:
+            test_set(config.data.shards, classes, entry)
+        except UserError as error:
+            why = f"{entry.dataset}: {error.why or f'{error.field} {error.value!r}'}"
+            raise UserError(f"{config.stage}.evaluate[{number}].path", entry.path, error.valid, why) from None
 
 
 def evaluate(run: Run, *, finished: bool = True) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ def classify(subject: Subject, options: EvaluatorConfig) -> dict[str, Any]:
 
     With `options.dataset`, over that variant of ImageNet instead, under its own rules.
     """
-    asked = test_set(subject, options)
+    asked = test_set(subject.shards, subject.index.classes, options)
     sums = torch.zeros(4, dtype=torch.float64, device=subject.device)
     for batch in subject.batches(asked.split, asked.shards):
         with subject.autocast():

@@ -28,7 +28,7 @@ from data.store import Store
 from scaling.config import EvaluatorConfig
 from scaling.errors import UserError
 from scaling.evaluate.accuracy import counts
-from scaling.evaluate.subject import TEST, Images, Subject
+from scaling.evaluate.subject import TEST, Images
 
 NUMBERED = "imagenet-v2"
 RESTRICTED = ("imagenet-a", "imagenet-r")
@@ -69,14 +69,13 @@ class Reassessed(TestSet):
         return torch.stack([hits.sum(), hits.sum(), counted.sum() * 0, counted.sum()]).double()
 
 
-def test_set(subject: Subject, options: EvaluatorConfig) -> TestSet:
-    """What `options` asks for; UserError where the files do not fit the subject's classes."""
+def test_set(shards: str, classes: Sequence[str], options: EvaluatorConfig) -> TestSet:
+    """What `options` asks of a classifier of `classes` trained on `shards`; UserError where the files do not fit."""
     if not options.dataset:
         return TestSet()
-    classes = subject.index.classes
     row: dict[str, Any] = {"dataset": options.dataset}
     if options.dataset == REASSESSED:
-        store = Store(split_folder(subject.shards, TEST))
+        store = Store(split_folder(shards, TEST))
         numbers = [validation_number(store.name(sample)) for sample in range(store.index.samples)]
         right = read_real(Path(options.path), numbers, len(classes))
         return Reassessed(row=row | {"top5": None, "loss": None}, right=right)

@@ -113,13 +113,25 @@ def run_state(folder: Path) -> str:
 
 
 def require_data(plan: Plan) -> None:
-    """Everything that the runs need of the packed shards, checked before the first one starts."""
+    """Everything that the runs need of packed shards, other test sets too, checked before the first one starts."""
     shards, source = plan.study.data.shards, plan.study.data.source or "SOURCE"
     if not plan.data.fingerprint:
         command = f"armscale data pack {source} {shards or 'shards/NAME'}"
         raise UserError("data.shards", shards, f"a folder of packed shards; pack it first: {command}", why="not there")
     for row in plan.rows:
         require_split(row.config, plan.data.samples or 0, plan.data.classes or 0)
+    # Once for each list of evaluators: labels of ImageNet's validation images take a while to read.
+    asking = {
+        tuple(row.config.train.evaluate): row.config
+        for row in plan.rows
+        if not row.config.data.held_out and any(entry.dataset for entry in row.config.train.evaluate)
+    }
+    if asking:
+        from scaling.evaluate import require_test_sets  # with torch, which a launch does without else
+
+        classes = read_index(split_folder(shards, "train")).classes
+        for config in asking.values():
+            require_test_sets(config, classes)
 
 
 def require_split(config: RunConfig, samples: int, classes: int) -> None:

@@ -1,5 +1,6 @@
 """The other test sets: class maps, which logits compete, and labels of several classes, against plain loops."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,10 +16,16 @@ from data.store import Store
 from scaling.cli.data import app
 from scaling.config import EvaluatorConfig
 from scaling.errors import UserError
+from scaling.evaluate import require_test_sets
 from scaling.evaluate.classify import classify
 from scaling.evaluate.imagenet import class_numbers, read_real, validation_number
 from scaling.evaluate.subject import Subject
+from scaling.run import check_inputs
+from scaling.study.plan import plan_study, require_data
+from scaling.study.table import load_study
 from tests.conftest import draw_shape
+from tests.scaling.runs import small_config
+from tests.scaling.test_quickstart import tiny_study
 
 WORDNET = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475", "n01496331", "n01498041")
 
@@ -120,3 +127,37 @@ def test_refusals(tmp_path: Path, subject: Subject) -> None:
         read_real(tmp_path / "real.json", [1, 2], classes=7)
     with pytest.raises(UserError, match="no such file"):
         read_real(tmp_path / "absent.json", [1], classes=7)
+
+
+def test_other_test_sets_are_looked_at_before_training(tmp_path: Path, subject: Subject) -> None:
+    """When a run starts and, for all runs, when a study is launched; not where they will not be evaluated."""
+    fitting = pack(tmp_path / "fitting", "train", [f"x{number}" for number in range(7)], list(range(7)), numbered=True)
+    (tmp_path / "real.json").write_text("[[0]]")
+    own = EvaluatorConfig("classification")
+
+    def asked(dataset: str, path: Path) -> list[EvaluatorConfig]:
+        return [own, EvaluatorConfig(dataset=dataset, path=str(path))]
+
+    config = small_config(
+        Path(subject.shards), "finetune", "scratch", evaluate=asked("imagenet-v2", fitting), global_batch=16
+    )
+    check_inputs(config, tmp_path, 1)
+    for dataset, path, told in (
+        ("imagenet-a", tmp_path / "absent", "imagenet-a: there is no such folder.*armscale data pack"),
+        ("imagenet-a", fitting, "imagenet-a: classes of imagenet-a .*'0'.*n01440764"),
+        ("imagenet-real", tmp_path / "absent.json", "no such file"),
+        ("imagenet-real", tmp_path / "real.json", "one for each validation image"),
+    ):
+        entries = asked(dataset, path)
+        wrong = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate=entries))
+        field = rf"finetune\.evaluate\[1\]\.path: '{path}' .*{told}"
+        with pytest.raises(UserError, match=field):
+            check_inputs(wrong, tmp_path, 1)
+        listed = [dataclasses.asdict(entry) for entry in entries]
+        axes = {"strategy": ["scratch"], "size": ["pico"], "finetune.evaluate": [[{"kind": "classification"}], listed]}
+        study = tiny_study(tmp_path, Path(subject.shards), axes=axes, rules=[])
+        with pytest.raises(UserError, match=field):
+            require_data(plan_study(load_study(study), tmp_path))
+        held_out = dataclasses.replace(wrong.data, held_out=0.1)
+        require_test_sets(dataclasses.replace(wrong, purpose="throughput"), subject.index.classes)
+        require_test_sets(dataclasses.replace(wrong, data=held_out), subject.index.classes)
