@@ -50,7 +50,14 @@ def merge(schema: Any, given: Any, overrides: list[str] | None = None) -> Any:
             raise UserError(key, value, str(error)) from None
         except yaml.YAMLError:
             raise UserError(key, value, "a YAML value") from None
-    return OmegaConf.to_object(merged)
+    try:
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # of a ${...}, which OmegaConf looks up only now
+        given = error.child_node._value() if error.child_node is not None else None
+        why = str(error.msg or error).splitlines()[0]
+        raise UserError(
+            str(error.full_key or "config"), given, "the name of a field of this type in ${}", why
+        ) from None
 
 
 def _explained(error: OmegaConfBaseException, schema: Any) -> UserError:

@@ -43,4 +43,12 @@ def _block(given: Any, sources: dict[str, str], where: str) -> Block:
         raise UserError(f"{where}.source", given["source"], tuple(sources))
     if given["source"] == "ours" and not given.get("why"):
         raise UserError(f"{where}.why", None, "the reason for a number that nobody has published")
+    for part in ("when", "set"):
+        require_mapping(f"{where}.{part}", given[part])
     return Block(given["when"], given["set"], given["source"], given.get("why", ""), where)
+
+
+def require_mapping(name: str, given: Any) -> None:
+    """UserError unless `given`, a `when` or `set`, is a mapping."""
+    if not isinstance(given, dict):
+        raise UserError(name, given, "a mapping of fields to values")

@@ -29,7 +29,7 @@ from scaling.config import (
 from scaling.errors import UserError
 from scaling.reading import load_yaml, merge
 from scaling.rundir import STUDY
-from scaling.study.recipe import Block, load_recipe
+from scaling.study.recipe import Block, load_recipe, require_mapping
 
 PACKAGED = Path(__file__).resolve().parent.parent / "studies"
 KEYS = (
@@ -151,6 +151,11 @@ def load_study(path: Path) -> Study:
     for number, rule in enumerate(rules):
         if not isinstance(rule, dict) or set(rule) != {"when", "set"}:
             raise UserError(f"rules[{number}]", rule, "a mapping with when and set")
+        for part in ("when", "set"):
+            require_mapping(f"rules[{number}].{part}", rule[part])
+    exclude = _expect(given, "exclude", list)
+    for number, when in enumerate(exclude):
+        require_mapping(f"exclude[{number}]", when)
     return Study(
         name=name,
         purpose=choice("purpose", given.get("purpose", "accuracy"), PURPOSES),
@@ -159,7 +164,7 @@ def load_study(path: Path) -> Study:
         defaults=_expect(given, "defaults", dict),
         axes=axes,
         rules=rules,
-        exclude=_expect(given, "exclude", list),
+        exclude=exclude,
         match=choice("match", given.get("match"), (None, *MATCHES)),
         throughput=given.get("throughput"),
         tune=_tune(given["tune"], axes) if given.get("tune") else None,
@@ -193,19 +198,31 @@ def _tune(given: Any, axes: dict[str, list[Any]]) -> Tune:
 
 
 def nested(dotted: dict[str, Any]) -> dict[str, Any]:
-    """{"pretrain.lr": 1} as {"pretrain": {"lr": 1}}; already nested values pass through and are merged."""
+    """{"pretrain.lr": 1} as {"pretrain": {"lr": 1}}; already nested values pass through and are merged.
+
+    UserError for a key that is no name, and where one name is given as a value and as a section of fields.
+    """
     tree: dict[str, Any] = {}
     for name, value in dotted.items():
-        node = tree
-        *path, leaf = name.split(".")
-        for part in path:
-            node = node.setdefault(part, {})
-        if isinstance(value, dict):
-            value = nested(value)
-            node.setdefault(leaf, {}).update(value)
-        else:
-            node[leaf] = value
+        if not isinstance(name, str):
+            raise UserError("field", name, "the names of fields, as in pretrain.lr")
+        branch = nested(value) if isinstance(value, dict) else value
+        for part in reversed(name.split(".")):
+            branch = {part: branch}
+        _join(tree, branch, "")
     return tree
+
+
+def _join(tree: dict[str, Any], branch: dict[str, Any], section: str) -> None:
+    """Adds the fields of `branch` to those of `tree`, in place."""
+    for name, value in branch.items():
+        if name in tree and isinstance(tree[name], dict) != isinstance(value, dict):
+            alone = tree[name] if isinstance(value, dict) else value
+            raise UserError(f"{section}{name}", alone, "a mapping of fields, as further fields of it are given")
+        if isinstance(value, dict):
+            _join(tree.setdefault(name, {}), value, f"{section}{name}.")
+        else:
+            tree[name] = value
 
 
 def lay(tree: dict[str, Any], layer: dict[str, Any]) -> None:

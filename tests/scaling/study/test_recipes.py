@@ -255,6 +255,8 @@ def test_defaults_of_a_study_lie_over_its_recipes(tmp_path: Path) -> None:
         ("sources: {ours: us}\nblocks: [{when: {}, set: {}, source: paper}]", "paper"),
         ("sources: {ours: us}\nblocks: [{when: {}, set: {}, source: ours}]", "why"),
         ("sources: {ours: us}\nblocks: [{when: {}, source: ours}]", "when, set, source"),
+        ("sources: {paper: it}\nblocks: [{when: pico, set: {}, source: paper}]", r"mine\.blocks\[0\]\.when: 'pico'"),
+        ("sources: {paper: it}\nblocks: [{when: {}, set: null, source: paper}]", r"mine\.blocks\[0\]\.set: None"),
         ("blocks: []", "sources"),
     ],
 )

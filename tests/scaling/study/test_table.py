@@ -132,6 +132,22 @@ def test_conditions_on_an_axis_of_lists(tmp_path: Path) -> None:
         ({"defaults": BRANCHED | {"pretrain.schedule": "cosine"}}, ["pretrain.schedule", "wsd"]),
         ({"defaults": BRANCHED | {"pretrain.ema": 0.1}}, ["pretrain.ema", "0.1"]),
         ({"name": "a/b"}, ["name", "a/b"]),
+        ({"rules": [{"when": "pico", "set": {}}]}, ["rules[0].when", "'pico'", "a mapping"]),
+        ({"rules": [{"when": {}, "set": None}]}, ["rules[0].set", "None", "a mapping"]),
+        ({"rules": [{"when": {}, "set": {5: 1}}]}, ["field", "5", "names of fields"]),
+        ({"exclude": ["pico"]}, ["exclude[0]", "'pico'", "a mapping"]),
+        ({"defaults": {"finetune": 5, "finetune.lr": 3.0}}, ["finetune", "5", "a mapping of fields"]),
+        ({"defaults": {"finetune.lr": 3.0, "finetune": 5}}, ["finetune", "5", "a mapping of fields"]),
+        ({"defaults": {"finetune": {"lr": 1.0, "lr.peak": 2.0}}}, ["lr", "1.0", "a mapping of fields"]),
+        (
+            {"defaults": SMALL["defaults"] | {"finetune.randaugment": "${foo}"}},
+            ["finetune.randaugment: '${foo}'", "key 'foo' not found"],
+        ),
+        (
+            {"axes": {"strategy": ["scratch"], "finetune.lr": ["${foo}"]}},
+            ["finetune.lr: '${foo}'", "key 'foo' not found"],
+        ),
+        ({"data": {"shards": "x", "source": "${foo}"}}, ["source: '${foo}'", "key 'foo' not found"]),
         ({"resources": {"gpus_per_node": 0}}, ["resources.gpus_per_node", "0", "from 1 on"]),
         ({"resources": {"nodes": -1}}, ["resources.nodes", "-1", "from 1 on"]),
         ({"resources": {"gpus_per_node": 2}}, ["engine", "single", "ddp", "2 ranks"]),
@@ -271,9 +287,20 @@ def test_overrides(tmp_path: Path) -> None:
     path.write_text(dump(run))
     changed = load_run(path, ["train.lr=5e-4", "seed=3", "train.betas=[0.9, 0.95]"])
     assert (changed.train.lr, changed.seed, changed.train.betas) == (5e-4, 3, (0.9, 0.95))
-    for override, told in [("train.rate=1", "train.rate"), ("size=vast", "vast"), ("seed", "key=value")]:
+    for override, told in [
+        ("train.rate=1", "train.rate"),
+        ("size=vast", "vast"),
+        ("seed", "key=value"),
+        ("data.source=${foo}", "foo"),
+    ]:
         with pytest.raises(UserError, match=told):
             load_run(path, [override])
+
+
+def test_nested_and_dotted_fields_of_a_section_meet() -> None:
+    expected = {"a": {"b": {"c": 1, "d": 2}, "e": 3}}
+    assert nested({"a.b.c": 1, "a": {"b": {"d": 2}, "e": 3}}) == expected
+    assert nested({"a": {"b": {"d": 2}, "e": 3}, "a.b": {"c": 1}}) == expected
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b.c", "b.d", "e.f.g"]), st.integers(), min_size=1))
