@@ -20,7 +20,7 @@ from scaling.errors import UserError
 from scaling.study.expect import work_of
 from scaling.study.failures import Failure, explain, group
 from scaling.study.plan import Plan, with_seen_states
-from scaling.study.progress import last_line
+from scaling.study.progress import images_done, last_line
 from scaling.study.remaining import Remaining, duration, remaining
 
 WATCH_SECONDS = 3.0
@@ -97,7 +97,7 @@ def runs_table(status: Status, root: Path, left: Remaining) -> Table:
             row.name,
             styled(row.state),
             str(told.get("attempt") or ""),
-            f"{last.get('images_seen', 0):,} / {row.cost.images:,}" if row.cost.images is not None else "",
+            f"{images_done(row, last):,} / {row.cost.images:,}" if row.cost.images is not None else "",
             f"{last['loss']:.4f}" if last.get("loss") is not None else "",
             f"{last['images_per_second']:.0f}" if last.get("images_per_second") is not None else "",
             duration(left.runs[run]) if run in left.runs else "",

@@ -66,7 +66,7 @@ class Progress:
             if last is not None:
                 loss, rate = last.get("loss"), last.get("images_per_second")
                 facts = f"loss {loss:.3f}  {rate:.0f} images/s" if loss is not None and rate is not None else ""
-                self.bars.update(self.tasks[name], completed=last.get("images_seen", 0), facts=facts)
+                self.bars.update(self.tasks[name], completed=images_done(self.rows[name], last), facts=facts)
 
     def finished(self, name: str, state: str) -> None:
         """A run ended in `state`; its line is replaced by its result."""
@@ -85,6 +85,12 @@ class Progress:
             return f"final loss {summary['final_loss']:.4f}" if summary.get("final_loss") is not None else ""
         status = rundir.read_json(self.folder / name / rundir.STATUS) or {}
         return str(status.get("error") or "")
+
+
+def images_done(row: Row, last: dict[str, Any] | None) -> int:
+    """Of the images that the run costs, by the last line of its metrics: a decay's count goes on from its trunk's."""
+    seen = int((last or {}).get("images_seen") or 0)
+    return max(0, seen - (row.config.train.branched_at or 0))
 
 
 def last_line(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from scaling import rundir
 from scaling.study.plan import Plan, Row
-from scaling.study.progress import last_line
+from scaling.study.progress import images_done, last_line
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def remaining(plan: Plan, root: Path) -> Remaining:
         flops = row.cost.flops_per_image + row.cost.scan_flops_per_image
         rates = by_work.get(_work(row))
         rate = _rate(last[run]) or (statistics.median(rates) if rates else statistics.median(speeds) / flops)
-        left[run] = max(0, images - int((last[run] or {}).get("images_seen") or 0)) / rate
+        left[run] = max(0, images - images_done(row, last[run])) / rate
         chain[run] = left[run] + chain.get(row.config.parent or "", 0.0)
     at_a_time = max(1, sum(row.state == "running" for row in plan.rows))
     study = max(sum(left.values()) / at_a_time, max(chain.values(), default=0.0)) if left else None
