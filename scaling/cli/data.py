@@ -62,6 +62,7 @@ def pack(
             f"{output / split}: {index.samples:,} images, {len(index.classes)} classes, "
             f"{len(index.shards)} shards, {size:,.1f} MB; {state}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
         for item in index.left_out:
@@ -79,6 +80,7 @@ def verify(
     Example: armscale data verify shards/fashion-mnist --decode
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     from data.describe import split_folders
@@ -88,14 +90,14 @@ def verify(
     wrong = 0
     for folder in split_folders(shards):
         with Progress(console=console, transient=True) as bars:
-            task = bars.add_task(str(folder))
+            task = bars.add_task(escape(str(folder)))
 
             def show(done: int, total: int, task: TaskID = task, bars: Progress = bars) -> None:
                 bars.update(task, completed=done, total=total)
 
             faults = verify_split(folder, decode_images=decode, workers=workers, progress=show)
         wrong += len(faults)
-        console.print(f"{folder}: {len(faults)} faults" if faults else f"{folder}: nothing wrong")
+        console.print(f"{folder}: {len(faults)} faults" if faults else f"{folder}: nothing wrong", markup=False)
         for fault in faults:
             console.print(f"  {fault}", markup=False)
     if wrong:
@@ -112,6 +114,7 @@ def info(
     Example: armscale data info shards/fashion-mnist --sheet sheet.png
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from data.describe import contact_sheet, describe, split_folders
@@ -120,7 +123,7 @@ def info(
     folders = split_folders(shards)
     for folder in folders:
         facts = describe(folder)
-        table = Table(title=str(folder), show_header=False, title_justify="left")
+        table = Table(title=escape(str(folder)), show_header=False, title_justify="left")
         classes = facts.pop("classes")
         facts["bytes"] = f"{facts['bytes'] / 1e6:,.1f} MB"
         facts["images"] = f"{facts['images']:,}"
@@ -132,8 +135,8 @@ def info(
         more = f", and {len(classes) - MOST_CLASSES} more" if len(classes) > MOST_CLASSES else ""
         facts["classes"] = f"{len(classes)}: " + ", ".join(shown) + more
         for name, value in facts.items():
-            table.add_row(name.replace("_", " "), str(value))
+            table.add_row(name.replace("_", " "), escape(str(value)))
         console.print(table)
     if sheet is not None:
         contact_sheet(folders[0], sheet)
-        console.print(f"contact sheet of {folders[0]}: {sheet}", soft_wrap=True)
+        console.print(f"contact sheet of {folders[0]}: {sheet}", markup=False, soft_wrap=True)

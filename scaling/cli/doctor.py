@@ -62,7 +62,7 @@ def doctor(
     for name, usable, reason in available_backends():
         mark = "-" if not usable else ("chosen by auto" if not chosen and name != "reference" else "usable")
         chosen |= usable and name != "reference"
-        table.add_row(f"scan: {name}", f"{mark} {f'({reason})' if reason else ''}")
+        table.add_row(f"scan: {name}", f"{mark} {escape(f'({reason})') if reason else ''}")
     for package, purpose in OPTIONAL.items():
         try:
             version = metadata.version(package)
@@ -70,7 +70,7 @@ def doctor(
             table.add_row(package, f"not installed ({purpose})")
             continue
         broken = import_error(package) if package == "deepspeed" else ""
-        table.add_row(package, f"{version} ({purpose})" + (f": cannot be imported, {broken}" if broken else ""))
+        table.add_row(package, f"{version} ({purpose})" + (f": cannot be imported, {escape(broken)}" if broken else ""))
     table.add_row("Slurm", shutil.which("sbatch") or "no sbatch on the path")
     Console(soft_wrap=True).print(table)
 

@@ -76,7 +76,7 @@ def show_status(status: Status, root: Path) -> RenderableType:
     if status.suspects:
         parts += [f"[red]node {escape(node)}[/]: {escape(why)}" for node, why in status.suspects]
         nodes = ",".join(sorted({node for node, _ in status.suspects}))
-        parts.append(f"To go on without: armscale study retry {plan.study.name} --exclude-nodes {nodes}")
+        parts.append(f"To go on without: armscale study retry {plan.study.name} --exclude-nodes {escape(nodes)}")
     if status.note:
         parts.append(f"[yellow]{escape(status.note)}")
     return Group(*parts)
@@ -121,7 +121,7 @@ def failures_table(failures: list[Failure]) -> Table:
     for name in ("cause", "runs", "error", "log"):
         table.add_column(name, overflow="fold")
     for cause, found in group(failures).items():
-        table.add_row(cause, str(len(found)), escape(found[-1].line), str(found[-1].log))
+        table.add_row(cause, str(len(found)), escape(found[-1].line), escape(str(found[-1].log)))
     return table
 
 
