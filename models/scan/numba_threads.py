@@ -36,7 +36,7 @@ def unpad(tensor: Tensor, channels: int, groups: int) -> Tensor:
     """The inverse of `pad`, contiguous."""
     if tensor.shape[-1] == channels:
         return tensor
-    return tensor.unflatten(-1, (groups, -1))[..., : channels // groups].flatten(-2)
+    return tensor.unflatten(-1, (groups, -1))[..., : channels // groups].flatten(-2).contiguous()
 
 
 @cache
