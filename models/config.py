@@ -159,6 +159,8 @@ def check(encoder: EncoderConfig, objective: ObjectiveConfig) -> None:
 def _check_ar(encoder: EncoderConfig, objective: ARConfig) -> None:
     _one_of("order", objective.order, ORDERS)
     _check_decoder(encoder, objective, attention_heads(objective.decoder_width))
+    if min(objective.taps(encoder.depth)) < 1:
+        raise UserError("depth", encoder.depth, "2 or more, or ar.decoder_depth 1", why="the decoder reads its middle")
     _at_least("cluster_side", objective.cluster_side, 1)
     if encoder.side % objective.cluster_side or encoder.side == objective.cluster_side:
         valid = [side for side in range(1, encoder.side) if encoder.side % side == 0]

@@ -119,10 +119,13 @@ def from_official(state_dict: dict[str, Tensor]) -> nn.Module:
         missing = [official for official in names if official not in state]
         if missing:
             raise UserError("state_dict", f"{len(state_dict)} tensors", "an ARM checkpoint", why=f"no {missing[0]}")
-        stacked = torch.cat([state.pop(official) for official in names])
-        if stacked.numel() != expected.numel():
-            raise UserError(names[0], tuple(stacked.shape), f"{len(names)} that make {tuple(expected.shape)}")
-        ours[name] = stacked.reshape(expected.shape)
+        shape = (expected.shape[0] // len(names), *expected.shape[1:])
+        if name.endswith("mixer.conv.weight"):
+            shape = (shape[0], 1, *shape[1:])
+        for official in names:
+            if tuple(state[official].shape) != shape:
+                raise UserError(official, tuple(state[official].shape), f"the shape {shape}")
+        ours[name] = torch.cat([state.pop(official) for official in names]).reshape(expected.shape)
     if state:
         raise UserError("state_dict", min(state), "tensors of an ARM checkpoint", why=f"{len(state)} do not belong")
     module.load_state_dict(ours, assign=True)

@@ -75,6 +75,8 @@ def rules(depth: int, head_std: float) -> tuple[tuple[str, Rule], ...]:
     """(pattern of the parameter's name, rule), first match wins.
 
     Transformer blocks, the ViT's too, are Xavier as in ARM's and MAE's decoders; learned positions start as Vim's do.
+    What leads into a decoder and out of it is torch's own for a linear layer in both objectives, as in ARM's code;
+    MAE's has Xavier there, and for the patches.
     """
     return (
         ("encoder.embedding.patch.weight", _lecun),

@@ -71,6 +71,7 @@ def test_unknown_size_lists_the_ladder() -> None:
         (encoder("lstm"), AR, "encoder", "mamba, vit"),
         (encoder(width=30), AR, "width", "multiple of 4"),
         (encoder(depth=0), AR, "depth", "from 1 up"),
+        (encoder(depth=1), AR, "depth", "2 or more"),
         (encoder(scan_directions=2), LABELLED, "scan_directions", "1, 4"),
         (encoder("vit", scan_directions=4), LABELLED, "scan_directions", "1"),
         (encoder(scan_directions=4), AR, "scan_directions", "1"),

@@ -137,5 +137,11 @@ def test_tensors_that_are_missing_or_foreign_are_named() -> None:
         from_official(state | {"layers.0.gamma": torch.zeros(32)})
     with pytest.raises(UserError, match=r"layers\.0\.mlp\.w3\.weight"):
         from_official(state | {"layers.0.mlp.w3.weight": torch.zeros(32, 84)})
+    mixed = {"layers.0.mlp.w1.weight": torch.zeros(86, 32), "layers.0.mlp.w2.weight": torch.zeros(84, 32)}
+    with pytest.raises(UserError, match=r"layers\.0\.mlp\.w1\.weight.*\(85, 32\)"):
+        from_official(state | mixed)
+    turned = state["layers.0.mixer.in_proj.weight"].T
+    with pytest.raises(UserError, match=r"layers\.0\.mixer\.in_proj\.weight"):
+        from_official(state | {"layers.0.mixer.in_proj.weight": turned})
     with pytest.raises(UserError, match="ARM pretraining or finetuning"):
         from_official({"weight": torch.zeros(1)})
