@@ -192,6 +192,8 @@ def test_supervised(encoder: str, column: int, place: int) -> None:
     """DeiT-B, and Vim-S where the sheet gives Ti and S."""
     found = train("supervised", "supervised", encoder, "base", "finetune")
     compare(
+        ("batch", found.global_batch, numbers(cell(7, "batch", column))[place]),
+        ("drop path", found.drop_path, numbers(cell(7, "drop path", column))[place]),
         ("epochs", found.epochs, numbers(cell(7, "epochs, warmup", column))[0]),
         ("warmup", warmup_epochs(found), numbers(cell(7, "epochs, warmup", column))[-1]),
         ("lr", pytest.approx(peak_lr(found)), numbers(cell(7, "lr", column).split("(=")[1])[0]),
