@@ -1,4 +1,4 @@
-"""What a run costs before it starts, and what its steps achieve: FLOPs, model FLOPs utilisation, memory."""
+"""What a run costs before it starts, and what its steps achieve: FLOPs, model FLOPs utilisation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ class Cost:
     images: int | None
     flops_per_image: float  # matmuls, forward and backward
     scan_flops_per_image: float
-    state_bytes: int  # fp32 weights, gradients, two moments, and the average where it is on
 
     @property
     def train_flops(self) -> float | None:
@@ -55,7 +54,6 @@ def cost(config: RunConfig, samples: int | None, classes: int) -> Cost:
     encoder, objective = config.encoder_config(), config.objective_config(classes)
     counts = parameters(encoder, objective)
     matmul, scan = train_flops_per_image(encoder, objective)
-    copies = 5 if config.train.ema else 4
     images = stage_images(config.train, samples)
     return Cost(
         parameters=counts.encoder if config.stage == "probe" else counts.total,  # a head or decoder has no part there
@@ -64,5 +62,4 @@ def cost(config: RunConfig, samples: int | None, classes: int) -> Cost:
         images=None if images is None else images - (config.train.branched_at or 0),  # the rest is its trunk's
         flops_per_image=matmul,
         scan_flops_per_image=scan,
-        state_bytes=4 * copies * counts.total,
     )

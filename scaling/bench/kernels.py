@@ -3,7 +3,8 @@
 On a GPU each contender is captured once and replayed as a CUDA graph, so that the host's launches and autograd's
 bookkeeping are in nobody's time. The libraries are called on tensors laid out for them beforehand (channels before
 length, each direction in its own order, one call a direction as the official code makes); what moving a model's tokens
-there and back costs is in the rows `with layout`.
+there and back costs is in the rows `with layout`. With four directions every contender gates each of them, as the
+official code does; our model gates their mean, once.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 As the reference scripts do it (github.com/OliverRensu/ARM): eager; autocast with a gradient scaler although bf16 needs
 none, so that every gradient is read and written once more; the loss read back every step; torch's AdamW as it comes,
-not fused; the clipped norm, or the norm alone where nothing is clipped, parameter by parameter; the average of the
+not fused; torch's clipping, or where nothing is clipped the norm alone, parameter by parameter; the average of the
 weights tensor by tensor; a wait for the device at the end of every step. On GPUs the mixers run mamba-ssm's kernels
 where they are installed, on CPUs the reference scan; that no copy of the weights and no graph is shared with our
 trainer keeps the comparison fair.
@@ -53,8 +53,7 @@ class OfficialLoop:
             self.scaler.scale(loss / self.accumulation).backward()
         set_learning_rate(self.optimizer, 1e-6)
         self.scaler.unscale_(self.optimizer)
-        # Without a clip the scripts compute the norm all the same, for their log.
-        torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.train.clip or math.inf)
+        self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -62,6 +61,15 @@ class OfficialLoop:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return seen
+
+    @torch.no_grad()
+    def _clip(self) -> None:
+        """Where nothing is clipped the scripts take the norm all the same, for their log."""
+        if self.config.train.clip:
+            torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.train.clip)
+        else:
+            gradients = [parameter.grad for parameter in self.objective.parameters() if parameter.grad is not None]
+            torch.stack([gradient.norm() for gradient in gradients]).norm()
 
     @torch.no_grad()
     def _move_average(self, decay: float = 0.99992) -> None:

@@ -7,6 +7,7 @@ when weak, of the speed-up over the number of ranks when strong. World sizes tak
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -47,8 +48,9 @@ def scaling_bench(
     if "single" in engines or not engines:
         raise UserError("--engine", ",".join(engines), "ddp, fsdp, deepspeed", why="single is the baseline")
     sizes = world_sizes(ranks)
-    if "strong" in kinds and case.micro_batch % ranks:
-        raise UserError("--micro-batch", case.micro_batch, f"a multiple of the {ranks} ranks", why="strong scaling")
+    if "strong" in kinds and any(case.micro_batch % size for size in sizes):
+        valid = f"a multiple of {math.lcm(*sizes)}"
+        raise UserError("--micro-batch", case.micro_batch, valid, why=f"strong scaling over {sizes} ranks")
     measured: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
     for _ in range(passes):
         for size in sizes:

@@ -155,5 +155,5 @@ def _row(
         },
         "share_of_memory_ceiling": case.bytes_moved(dtype.itemsize) / seconds / limits.bytes_per_second,
         "share_of_flop_ceiling": flops / seconds / limits.flops_per_second,
-        "share_of_exponential_ceiling": case.steps / seconds / limits.exponentials_per_second,
+        "share_of_exponential_ceiling": 2 * case.steps / seconds / limits.exponentials_per_second,
     }

@@ -28,7 +28,7 @@ class Timing:
 
 
 def summarize(seconds: list[float]) -> Timing:
-    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (seconds[0],) * 3
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else (seconds[0],) * 3
     return Timing(statistics.median(seconds), low, high, tuple(seconds))
 
 

@@ -41,12 +41,16 @@ def test_a_wrong_backend_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = torch_scan.forward
 
     def off_by_little(*arguments: Any) -> Any:
-        out, states = forward(*arguments)
-        return out * (1 + 1e-4), states
+        out, *kept = forward(*arguments)
+        return out * (1 + 1e-4), *kept
 
     monkeypatch.setattr(torch_scan, "forward", off_by_little)
     rows = [row for row in check_kernels(CPU, (7,), (5,), 1) if row["backend"] == "torch" and row["dtype"] == "float32"]
-    assert [row["passed"] for row in rows if row["operator"] == "selective_scan"] == [False, False]
+    scans = [row for row in rows if row["operator"] == "selective_scan"]
+    assert [row["passed"] for row in scans] == [False, False]
+    for row in scans:
+        wrong = {what for what, error in row["errors"].items() if error > row["bounds"][what]}
+        assert wrong == {"output"}
 
 
 def test_what_a_section_had_is_kept_when_it_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +146,12 @@ def test_scaling_reports_every_world_size() -> None:
         ("strong", "ddp", 2, 2),
     ]
     assert [row["efficiency"] for row in report["results"][:2]] == [1.0, 1.0]
+
+
+def test_strong_scaling_refuses_a_batch_that_a_world_size_does_not_divide() -> None:
+    """Six images over four ranks would be four."""
+    with pytest.raises(UserError, match=r"'?6'?.*multiple of 12"):
+        scaling_bench(StepCase(size="pico", micro_batch=6), "cpu", ["ddp"], ["strong"], 6)
 
 
 def test_world_sizes() -> None:

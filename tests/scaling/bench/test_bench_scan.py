@@ -52,6 +52,11 @@ def test_a_ratio_is_taken_within_each_round() -> None:
     assert ratio(summarize([2.0, 20.0, 2.0]), summarize([1.0, 10.0, 1.0])).rounds == (2.0, 2.0, 2.0)
 
 
+def test_quartiles_lie_among_the_rounds() -> None:
+    assert summarize([0.01, 0.05]).row() == pytest.approx({"median": 0.03, "low": 0.02, "high": 0.04, "rounds": 2})
+    assert summarize([5.0, 1.0, 2.0, 4.0, 3.0]).row() == {"median": 3.0, "low": 2.0, "high": 4.0, "rounds": 5}
+
+
 def test_command_writes_medians_and_ratios(tmp_path: Path) -> None:
     output = tmp_path / "scan.json"
     arguments = "scan --batch 1 --length 9 --channels 16 --rounds 2 --backend torch --baseline parallel,reference"

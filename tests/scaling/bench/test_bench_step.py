@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from models.flops import train_flops_per_image
+from scaling.bench import loop
 from scaling.bench.memory import peak_bytes
 from scaling.bench.official import OfficialLoop
 from scaling.bench.trainer import StepCase, Trainer, scan_calls
 from scaling.cli.bench import app
+from scaling.engines.single import SingleEngine
 from scaling.environment import Rank
 from scaling.errors import UserError
 from scaling.steplog import StepLog
@@ -57,6 +61,26 @@ def test_what_the_loop_does_is_in_its_time(tmp_path: Path, monkeypatch: pytest.M
     report = json.loads(output.read_text())["loop"]
     assert (report["steps"], report["loop"]["rounds"], report["bare"]["rounds"]) == (2, 2, 2)
     assert report["loop"]["median"] > 1.0 > report["bare"]["median"]
+
+
+def test_what_the_device_does_for_the_loop_is_in_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that works half a second after every step of the loop, whenever it is waited for."""
+    pending: list[float] = []
+    step = SingleEngine.step
+
+    def asynchronous(engine: SingleEngine, *arguments: Any) -> Tensor:
+        pending.append(0.5)
+        return step(engine, *arguments)
+
+    def wait() -> None:
+        time.sleep(sum(pending))
+        pending.clear()
+
+    monkeypatch.setattr(SingleEngine, "step", asynchronous)
+    monkeypatch.setattr(loop, "synchronizer", lambda device: wait)
+    monkeypatch.setattr(loop, "WARM_UP", 1)
+    report = loop.loop_bench(StepCase(size="pico", micro_batch=1), CPU, "torch", steps=2)
+    assert report["loop"]["median"] > 0.5 > report["bare"]["median"]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
