@@ -102,7 +102,9 @@ class ShardCache:
     """Files named by their sha256 in one folder, shared by all processes of a node, within `limit` bytes.
 
     A file under way is NAME.part, as long as it will be and locked by the process that fetches it, so that its room is
-    counted, a second process waits for it, and what a killed process leaves is found by its missing lock.
+    counted, a second process waits for it, and what a killed process leaves is found by its missing lock; while it
+    waits for room its length is 0. Who looks a file up shares the lock on the folder, who evicts has it alone. An
+    evicted file that is still open keeps its space until it is closed (data.store.OPEN_CACHED).
     """
 
     def __init__(self, folder: Path = SHARD_CACHE, limit: int = CACHE_BYTES) -> None:
@@ -115,47 +117,70 @@ class ShardCache:
         return self.folder / f"{sha256}.file"
 
     def get(self, location: Location, name: str, size: int, sha256: str) -> Path:
-        """The local copy of a remote file, fetched where it is not there; the least recently used make room."""
+        """The local copy of a remote file, fetched where it is not there; the least recently used make room for it."""
+        with self.held(location, name, size, sha256) as path:
+            return path
+
+    @contextlib.contextmanager
+    def held(self, location: Location, name: str, size: int, sha256: str) -> Iterator[Path]:
+        """`get`, with a file that stays at its path in the block: long enough to open it, not to read it."""
         if size > self.limit:
             raise UserError("cache_bytes", self.limit, f"at least the size of a shard ({size})")
         path = self.path(sha256)
-        while not path.is_file():
-            with self._part(path) as part:
-                if part is not None and not path.is_file():
-                    self._make_room(size, part, path.with_suffix(".part"))
-                    download(location, name, part, size=size, sha256=sha256)
-                    part.flush()
-                    os.fsync(part.fileno())
-                    path.with_suffix(".part").rename(path)
-                    self.fetched += size
-        os.utime(path)
-        return path
+        while True:
+            with self._locked(fcntl.LOCK_SH):
+                if path.is_file():
+                    os.utime(path)
+                    yield path
+                    return
+            self._fetch(location, name, size, sha256)
 
-    @contextlib.contextmanager
-    def _part(self, path: Path) -> Iterator[IO[bytes] | None]:
-        """The locked file to fetch into, or None when another process finished or dropped it meanwhile."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _fetch(self, location: Location, name: str, size: int, sha256: str) -> None:
+        """Fetches a file that is not there; or waits until another process has, or has failed to."""
+        path = self.path(sha256)
         temporary = path.with_suffix(".part")
-        with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file if _is_at(file, temporary) else None
+        with os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as part:
+            fcntl.flock(part, fcntl.LOCK_EX)
+            if path.is_file() or not _is_at(part, temporary):
+                return
+            part.truncate(0)
+            while (other := self._reserve(size, part, temporary)) is not None:
+                _wait_for(other)
+            download(location, name, part, size=size, sha256=sha256)
+            part.flush()
+            os.fsync(part.fileno())
+            temporary.rename(path)
+            self.fetched += size
 
-    def _make_room(self, size: int, part: IO[bytes], own: Path) -> None:
-        """Reserves `size` bytes for `part` at `own`, removing old files under one lock for the whole folder."""
-        with (self.folder / "lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            under_way = [other for other in self.folder.glob("*.part") if other != own and not _abandoned(other)]
-            held = sum(_size(other) for other in under_way)
+    def _reserve(self, size: int, part: IO[bytes], own: Path) -> Path | None:
+        """Reserves `size` bytes for `part` at `own`, removing old files; or names a fetch to wait for.
+
+        It is one that has its room: who waits for room is waited for by nobody, so no two wait for each other.
+        """
+        with self._locked(fcntl.LOCK_EX):
+            others = [other for other in self.folder.glob("*.part") if other != own and not _abandoned(other)]
+            under_way = {other: _size(other) for other in others}
+            if sum(under_way.values()) + size > self.limit:
+                return max(under_way, key=under_way.__getitem__)
             kept = sorted(
                 (entry.stat().st_mtime_ns, entry.stat().st_size, entry) for entry in self.folder.glob("*.file")
             )
-            held += sum(length for _, length, _ in kept)
+            held = sum(under_way.values()) + sum(length for _, length, _ in kept)
             for _, length, entry in kept:
                 if held + size <= self.limit:
                     break
                 entry.unlink(missing_ok=True)
                 held -= length
             part.truncate(size)
+            return None
+
+    @contextlib.contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        """One lock for the whole folder, shared or exclusive: files go under the latter alone."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("ab") as lock:
+            fcntl.flock(lock, kind)
+            yield
 
 
 class ReadAhead:
@@ -202,6 +227,12 @@ def _abandoned(path: Path) -> bool:
     except FileNotFoundError:
         return True  # it has become a whole file meanwhile
     return True
+
+
+def _wait_for(part: Path) -> None:
+    """Returns when the fetch into this file has ended: done, failed, or dead, as a lock goes with its process."""
+    with contextlib.suppress(FileNotFoundError), part.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def _size(path: Path) -> int:

@@ -6,6 +6,7 @@ import os
 import tarfile
 import zlib
 from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,8 @@ class Store:
         self._open()
 
     def _open(self) -> None:
-        path = self._local(SAMPLES, self.index.samples_bytes, self.index.samples_sha256)
-        self.samples = read_samples(path, self.index)
+        with self._local(SAMPLES, self.index.samples_bytes, self.index.samples_sha256) as path:
+            self.samples = read_samples(path, self.index)
         counts = self.index.shard_samples
         self.first = np.cumsum(counts) - counts
         self._descriptors: OrderedDict[int, int] = OrderedDict()
@@ -88,10 +89,11 @@ class Store:
             member = f"sample {sample - int(self.first[shard])}"
         return f"{self.index.shards[shard].name}, {member}"
 
-    def _local(self, name: str, size: int, sha256: str) -> Path:
+    def _local(self, name: str, size: int, sha256: str) -> AbstractContextManager[Path]:
+        """Where to open a file of the split, in the block."""
         if self.cache is not None:
-            return self.cache.get(self.location, name, size, sha256)
-        return Path(self.location) / name
+            return self.cache.held(self.location, name, size, sha256)
+        return nullcontext(Path(self.location) / name)
 
     def _descriptor(self, number: int) -> int:
         descriptor = self._descriptors.get(number)
@@ -99,11 +101,11 @@ class Store:
             self._descriptors.move_to_end(number)
             return descriptor
         shard = self.index.shards[number]
-        path = self._local(shard.name, shard.bytes, shard.sha256)
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise UserError("shards", str(path), "all shards that the index lists", why="no such file") from None
+        with self._local(shard.name, shard.bytes, shard.sha256) as path:
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise UserError("shards", str(path), "all shards that the index lists", why="no such file") from None
         self._descriptors[number] = descriptor
         if len(self._descriptors) > (OPEN_SHARDS if self.cache is None else OPEN_CACHED):
             os.close(self._descriptors.popitem(last=False)[1])

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -166,6 +172,101 @@ def test_what_a_killed_fetch_leaves_is_cleared(shards: Path, tmp_path: Path) -> 
         assert under_way.exists()
     assert not abandoned.exists()
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= limit
+
+
+def test_fetches_under_way_stay_within_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = {name: name.encode() * 1000 for name in "abcdefgh"}
+    guard, at_once, peak = threading.Lock(), 0, 0
+
+    def slow(location: str, name: str, file: IO[bytes], **_: object) -> None:
+        nonlocal at_once, peak
+        with guard:
+            at_once += 1
+            peak = max(peak, at_once)
+        time.sleep(0.05)
+        file.write(blobs[name])
+        with guard:
+            at_once -= 1
+
+    monkeypatch.setattr(remote, "download", slow)
+
+    def fetch(name: str) -> bytes:
+        with ShardCache(tmp_path, 2500).held("x", name, 1000, hashlib.sha256(blobs[name]).hexdigest()) as path:
+            return path.read_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(fetch, blobs)) == list(blobs.values())
+    assert peak == 2
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2500
+
+
+def test_a_fetch_that_fills_the_bytes_and_dies_makes_room(shards: Path, tmp_path: Path) -> None:
+    first, second = read_index(shards / "train").shards[:2]
+    limit = max(first.bytes, second.bytes)
+    code = (
+        "from pathlib import Path; from data.remote import ShardCache; "
+        f"ShardCache(Path({str(tmp_path)!r}), {limit}).get('pipe:sleep 600 #', 'x', {first.bytes}, {first.sha256!r})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONSAFEPATH": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
+    try:
+        part = tmp_path / f"{first.sha256}.part"
+        deadline = time.monotonic() + 60
+        while not (part.exists() and part.stat().st_size):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        wants = (f"pipe:cat {shards}/train", second.name, second.bytes, second.sha256)
+        waiting = threading.Thread(target=ShardCache(tmp_path, limit).get, args=wants, daemon=True)
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        process.kill()  # its command sleeps on
+        waiting.join(60)
+        assert (tmp_path / f"{second.sha256}.file").stat().st_size == second.bytes
+        assert not part.exists()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_file_found_is_not_evicted_before_it_is_open(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = read_index(shards / "train")
+    limit = max(shard.bytes for shard in index.shards)
+    location = f"pipe:cat {shards}/train"
+    one, other = ((location, shard.name, shard.bytes, shard.sha256) for shard in index.shards[:2])
+    found = ShardCache(tmp_path, limit).get(*one)
+    evicting = threading.Thread(target=ShardCache(tmp_path, limit).get, args=other)
+    mark = os.utime
+
+    def late(path: Path) -> None:
+        """The first call meets an eviction by another process."""
+        monkeypatch.setattr(os, "utime", mark)
+        evicting.start()
+        evicting.join(0.5)
+        mark(path)
+
+    monkeypatch.setattr(os, "utime", late)
+    with ShardCache(tmp_path, limit).held(*one) as path, path.open("rb") as file:
+        assert hashlib.sha256(file.read()).hexdigest() == one[3]
+    evicting.join()
+    assert not found.exists()
+    assert ShardCache(tmp_path, limit).path(other[3]).is_file()
+
+
+def test_readers_that_evict_each_others_shards_go_on(shards: Path, tmp_path: Path) -> None:
+    index = read_index(shards / "train")
+    limit = max(index.samples_bytes, *(shard.bytes for shard in index.shards))
+    here = Store(shards / "train")
+
+    def read(first: int) -> bool:
+        store = Store(f"pipe:cat {shards}/train/{{}}", tmp_path, limit)
+        order = [(first + 10 * turn) % 60 for turn in range(12)]
+        return all(store.read(sample) == here.read(sample) for sample in order)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, (0, 11, 22, 33)))
 
 
 def test_four_nodes_share_the_bytes_and_two_nodes_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
