@@ -1,8 +1,9 @@
 """What happens to an image between its file and the batch. Every draw depends on (seed, epoch, sample) alone.
 
-Training: crop, RandAugment, random erasing, all on uint8; the horizontal flip is drawn here and done on the device,
-with the normalisation (data.batch). Flipping last gives the same distribution: RandAugment's signs and the erased
-box are symmetric. Evaluation: resize and centre crop.
+Training: crop, horizontal flip, RandAugment, random erasing, in the order of the recipes (timm's), all on uint8. The
+flip is drawn here and done on the device, with the normalisation (data.batch). So RandAugment, whose vertical shear
+keeps the left edge where it is, gets those images mirrored and gives them back unmirrored; the erased box and its
+noise are symmetric. Evaluation: resize and centre crop.
 """
 
 from __future__ import annotations
@@ -54,14 +55,16 @@ class TrainTransform:
         return draws.uniforms(draws.key(self.seed, "augment", epoch), samples, self.count)
 
     def flipped(self, numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """(n,) which samples are to be flipped on the device."""
-        return (numbers[:, _FLIP] < 0.5) & self.augmentation.flip
+        """(n,) which samples are to be flipped on the device; () for one row of `draws`."""
+        return (numbers[..., _FLIP] < 0.5) & self.augmentation.flip
 
     def __call__(self, data: bytes, numbers: NDArray[np.float64], epoch: int, sample: int) -> Pixels:
-        """(image_size, image_size, 3) of an image file, with one row of `draws`."""
+        """(image_size, image_size, 3) of an image file, with one row of `draws`; not flipped yet."""
         pixels = self._cropped(data, numbers[_CROP].tolist())
         if self.augmentation.randaugment:
-            pixels = rand_augment(pixels, self.augmentation.randaugment, numbers[_RANDAUGMENT].tolist(), self.fill)
+            columns = slice(None, None, -1 if self.flipped(numbers) else 1)
+            operations = numbers[_RANDAUGMENT].tolist()
+            pixels = rand_augment(pixels[:, columns], self.augmentation.randaugment, operations, self.fill)[:, columns]
         if self.augmentation.erasing:
             pixels = self._erased(pixels, numbers[_ERASE].tolist(), epoch, sample)
         return pixels

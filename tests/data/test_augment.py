@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
@@ -22,6 +23,7 @@ from data.augment import (
     resized,
     scaled_box,
 )
+from data.batch import normalize
 from data.config import Augmentation
 from data.images import encode_png
 from data.randaugment import DRAWS, OPERATIONS, rand_augment
@@ -210,6 +212,61 @@ def test_geometric_operations_move_pixels_by_their_matrix(name: str, negative: b
     outside = ndimage.binary_erosion(~inside[..., 0], iterations=4)
     assert outside.any()
     assert (found[outside] == FILL).all()
+
+
+def flipped_on_the_device(image: Image.Image, name: str, negative: bool, flip: bool) -> np.ndarray:
+    """The pixels of a batch after one operation of RandAugment, in the direction in which the model sees them."""
+    augmentation = Augmentation(
+        image_size=image.width, crop="none", eval_resize="none", randaugment="rand-m9-mstd0.5-inc1"
+    )
+    transform = TrainTransform(augmentation, 0, MEAN, STD)
+    numbers = np.full((1, transform.count), 0.9)
+    numbers[0, 0] = 0.1 if flip else 0.9
+    numbers[0, -DRAWS:] = numbers_for(name, negative)
+    pixels = torch.from_numpy(transform(encode_png(np.asarray(image)), numbers[0], 0, 0).copy())
+    flips = torch.from_numpy(transform.flipped(numbers))
+    seen = normalize(pixels.permute(2, 0, 1)[None], (0, 0, 0), (1, 1, 1), flips=flips)[0]
+    return (255 * seen).round().permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_flip_comes_before_randaugment_as_in_the_recipe(name: str) -> None:
+    image = picture(48, 48)
+    mirrored = ImageOps.mirror(image)
+    for negative in (False, True):
+        np.testing.assert_array_equal(
+            flipped_on_the_device(image, name, negative, flip=True), augmented(name, mirrored, negative)
+        )
+        np.testing.assert_array_equal(
+            flipped_on_the_device(image, name, negative, flip=False), augmented(name, image, negative)
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "matrix"),
+    [
+        ("shear_x", (1, 0.27, 0, 0, 1, 0)),
+        ("shear_y", (1, 0, 0, 0.27, 1, 0)),
+        ("translate_x", (1, 0, 0.405 * 48, 0, 1, 0)),
+        ("translate_y", (1, 0, 0, 0, 1, 0.405 * 48)),
+    ],
+)
+def test_flipped_images_are_moved_by_pillow_as_unflipped_ones(name: str, matrix: tuple[float, ...]) -> None:
+    image = picture(48, 48)
+    for flip, source in ((False, image), (True, ImageOps.mirror(image))):
+        expected = {
+            source.transform(
+                source.size,
+                Image.Transform.AFFINE,
+                [value if value in (0, 1) else sign * value for value in matrix],
+                resample=Image.Resampling.BICUBIC,
+                fillcolor=FILL,
+            ).tobytes()
+            for sign in (-1, 1)
+        }
+        found = {flipped_on_the_device(image, name, negative, flip).tobytes() for negative in (False, True)}
+        assert found == expected
+        assert len(found) == 2
 
 
 def test_randaugment_draws_every_operation_equally_and_half_of_the_time() -> None:
