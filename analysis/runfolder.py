@@ -110,12 +110,18 @@ def read_run(folder: Path, study: str) -> RunFolder:
 
 
 def judge(status: Record | None, summary: Record | None) -> tuple[str, str]:
-    """The state of a run and, unless it may stand in curves, the reason why not. The status file has the last word."""
-    state = str((status or {}).get("state") or ("completed" if summary else UNKNOWN))
+    """The state of a run and, unless it may stand in curves, the reason why not.
+
+    A summary decides, as it does for the launchers: the trainer writes it before the model card and the last status,
+    and never takes up a run that has one.
+    """
+    state = str((status or {}).get("state") or UNKNOWN)
     if state not in (*STATES, UNKNOWN):
         return UNKNOWN, f"{STATUS} has the unknown state {state!r}"
+    if summary:
+        return "completed", ""
     if state == "completed":
-        return (state, "") if summary else (UNKNOWN, f"completed, but {SUMMARY} is missing or torn")
+        return UNKNOWN, f"completed, but {SUMMARY} is missing or torn"
     if state == UNKNOWN:
         return state, f"neither {STATUS} nor {SUMMARY} can be read"
     error = (status or {}).get("error")

@@ -22,6 +22,7 @@ from analysis.runfolder import keep_metrics
 from analysis.tables import NAMES, Tables, read_tables, write_tables
 from scaling.errors import UserError
 from scaling.rundir import CONFIG, EVALUATIONS, METRICS, STATUS, STUDY, SUMMARY
+from scaling.study.plan import run_state
 from tests.analysis.folders import STEPS, append, evaluation, metric, write_run, write_study
 
 FULL = bool(os.environ.get("ARMSCALE_FULL"))
@@ -63,6 +64,19 @@ def test_unfinished_runs_are_listed_with_their_state_and_not_used(tmp_path: Path
     assert len(only(tables, "metrics", folder)) == STEPS // 5
     assert folder.name not in set(tables.completed["run"])
     assert list(only(tables, "excluded", folder)["state"]) == [state]
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "failed"])
+def test_a_run_that_ended_between_its_summary_and_its_last_status_is_completed(tmp_path: Path, state: str) -> None:
+    """As the launchers have it, which never start such a run again."""
+    study = write_study(tmp_path, strategies=("scratch",))
+    folder = next(study.glob("scratch*"))
+    status = json.loads((folder / STATUS).read_text())
+    (folder / STATUS).write_text(json.dumps(status | {"state": state, "error": "no space for the model card"}))
+    tables = collect_runs(study)
+    assert run_state(folder) == only(tables, "runs", folder)["state"].item() == "completed"
+    assert len(tables.completed) == 3
+    assert tables.excluded.empty
 
 
 def test_every_damage_is_told_and_none_stops_the_rest(tmp_path: Path) -> None:
