@@ -19,7 +19,8 @@ def judged(tables: Tables) -> pd.DataFrame:
     """Accuracies of completed runs at full length, and of probes those under their further protocols (k-NN)."""
     own = at_full_length(accuracies(tables))
     probes = tables.completed.loc[tables.completed["stage"] == "probe", ["study", "run", *CELL[1:], "strategy", "seed"]]
-    rows = tables.evaluations[tables.evaluations["top1"].notna()].merge(probes, on=["study", "run"])
+    evaluations = tables.own_evaluations
+    rows = evaluations[evaluations["top1"].notna()].merge(probes, on=["study", "run"])
     columns = ["study", "run", *CELL, "strategy", "seed", "top1"]
     return pd.concat([own[columns], rows[columns]]).drop_duplicates(["study", "run", "protocol"])
 

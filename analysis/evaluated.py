@@ -10,13 +10,11 @@ import pandas as pd
 
 from analysis import page, style
 from analysis.page import Column
-from analysis.tables import Tables
+from analysis.tables import VARIANTS, Tables
 from scaling.rundir import INFERENCE, PICTURES, read_json
 
 SHEET = "reconstruction.png"
 SHEETS_SHOWN = 8
-VARIANTS = "imagenet-"
-"""How the names of ImageNet's other test sets begin (V2, A, R, Sketch, ReaL)."""
 CELL = ("strategy", "encoder", "size", "stage")
 TABLE = (
     *(Column(name, name.capitalize(), page.text, numeric=False) for name in CELL),

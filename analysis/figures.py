@@ -46,11 +46,11 @@ def accuracies(tables: Tables) -> pd.DataFrame:
 
     Variants of an arm are left out (`analysis.variants`).
 
-    half_width is 1.96 sqrt(p (1 - p) / images) over the images of the run's last evaluation under its protocol.
+    half_width is 1.96 sqrt(p (1 - p) / images) over the images of the run's own last evaluation under its protocol.
     """
     runs = tables.completed
     runs = without_variants(runs[runs["top1"].notna()], tables)
-    last = tables.evaluations.sort_values("step", kind="stable").drop_duplicates(
+    last = tables.own_evaluations.sort_values("step", kind="stable").drop_duplicates(
         ["study", "run", "protocol"], keep="last"
     )
     tested = last[["study", "run", "protocol", "images", "resolution"]].rename(columns={"images": "test_images"})

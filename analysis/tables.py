@@ -28,6 +28,9 @@ TEXT = frozenset(
      "precision", "data", "notes", "reason", "dataset", "weights", "folder", "fingerprint")
 )  # fmt: skip
 
+VARIANTS = "imagenet-"
+"""How the names of ImageNet's other test sets begin (V2, A, R, Sketch, ReaL)."""
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -49,6 +52,16 @@ class Tables:
     def completed(self) -> pd.DataFrame:
         """The runs that curves and fits may use."""
         return self.runs[self.runs["state"] == "completed"]
+
+    @property
+    def own_evaluations(self) -> pd.DataFrame:
+        """The evaluations on each run's own test split, of the weights that its top1 is of.
+
+        Those are the averaged weights wherever a run has them, as in summary.json.
+        """
+        own = self.evaluations[~self.evaluations["dataset"].astype(str).str.startswith(VARIANTS)]
+        averaged = own["weights"] == "ema"
+        return own[averaged | ~averaged.groupby([own[name] for name in IDENTITY]).transform("any").astype(bool)]
 
 
 NAMES = tuple(field.name for field in fields(Tables))

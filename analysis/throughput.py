@@ -113,11 +113,13 @@ def cost_to_accuracy(tables: Tables, target: float, price: float = 0.0) -> pd.Da
 
     Columns, ancestors' part included: gpu_hours, cost at `price` a GPU-hour, hours (of the clock: device time over the
     devices of each stage), images; and reached. A run that never got there has reached False and no number: not
-    reached is an answer. Between evaluations nothing is known, so the first evaluation at or above the target counts.
+    reached is an answer. Between evaluations nothing is known, so the first of the run's own at or above the target
+    counts.
     """
     runs = tables.completed[tables.completed["top1"].notna()]
-    evaluations = tables.evaluations[tables.evaluations["top1"] >= target].sort_values("step", kind="stable")
-    first = evaluations.drop_duplicates([*RUN, "protocol"])[[*RUN, "protocol", "step"]].rename(columns={"step": "at"})
+    own = tables.own_evaluations
+    enough = own[own["top1"] >= target].sort_values("step", kind="stable")
+    first = enough.drop_duplicates([*RUN, "protocol"])[[*RUN, "protocol", "step"]].rename(columns={"step": "at"})
     last = tables.metrics.groupby(RUN)["step"].max().rename("last").reset_index()
     table = runs.merge(first, on=[*RUN, "protocol"], how="left").merge(last, on=RUN, how="left")
     done = (table["at"] / table["last"]).clip(upper=1.0)

@@ -52,12 +52,13 @@ def test_one_seed_has_no_interval_and_no_control_no_table() -> None:
 
 
 def test_the_report_has_finetunings_and_probes(tmp_path: Path) -> None:
-    """Three seeds; k-NN of a probe stands beside its linear probe, that of a pretraining does not."""
+    """Three seeds; k-NN of a probe stands beside its linear probe, on its own images; a pretraining's does not."""
     study = write_study(tmp_path, sizes=("pico",), seeds=(0, 1, 2))
     for seed in (0, 1, 2):
         for strategy, own in (("ar", 0.50), ("scratch", 0.40)):
             run = write_run(study, strategy, "pico", "probe", seed)
             append(run / EVALUATIONS, evaluation(own + seed / 100, protocol="linear_probe"))
+            append(run / EVALUATIONS, evaluation(0.1, protocol="knn", dataset="imagenet-a"))
             append(run / EVALUATIONS, evaluation(own - seed / 100, protocol="knn"))
     page = section(collect_runs(study))
     rows = [re.sub(r"<[^>]*>", "|", row) for row in page.split("<tr>")]

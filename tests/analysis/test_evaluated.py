@@ -3,13 +3,16 @@
 import base64
 import io
 import json
+import math
 import re
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from analysis.collect import collect_runs
 from analysis.evaluated import inference
+from analysis.figures import accuracies
 from analysis.report import write_report
 from scaling.rundir import EVALUATIONS, INFERENCE, PICTURES
 from tests.analysis.folders import STEPS, append, evaluation, write_study
@@ -30,6 +33,17 @@ def test_rows_beside_the_accuracy_get_a_table(tmp_path: Path) -> None:
         "ar|mamba|pico|pretrain|knn|fashion-mnist|raw|43.0 %|42.0 %|44.0 %|2",
         "scratch|mamba|pico|finetune|finetune|imagenet-a|raw|12.3 %|12.3 %|12.3 %|2",
     ]
+
+
+def test_other_test_sets_say_nothing_of_how_sure_the_accuracy_is(tmp_path: Path) -> None:
+    """They stand last in the list, as in the README; the accuracy is still one on 10,000 images."""
+    study = write_study(tmp_path, strategies=("scratch",), sizes=("pico",))
+    (run,) = study.glob("scratch*")
+    append(run / EVALUATIONS, evaluation(0.2, dataset="imagenet-a", images=7500))
+    table = accuracies(collect_runs(study))
+    top1 = table["top1"].item()
+    assert table["test_images"].item() == 10_000
+    assert table["half_width"].item() == pytest.approx(1.96 * math.sqrt(top1 * (1 - top1) / 10_000))
 
 
 def test_sheets_of_the_run_folders_stand_in_the_page(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,6 +93,19 @@ def test_cost_to_an_accuracy_counts_ancestors_and_says_when_it_was_not_reached(t
     never = cost_to_accuracy(tables, 0.99)
     assert not never["reached"].any()
     assert never["gpu_hours"].isna().all()
+
+
+def test_an_accuracy_on_other_images_or_of_other_weights_is_not_reached(tmp_path: Path) -> None:
+    """The averaged weights, which top1 is of, get there at step 20; raw ones and another test set do before."""
+    study = write_study(tmp_path, strategies=("scratch",), sizes=("pico",))
+    (run,) = study.glob("scratch*")
+    rows = [evaluation(0.95, step=5, dataset="imagenet-real", images=46837, weights=name) for name in ("raw", "ema")]
+    rows += [evaluation(top1, step=step, weights="raw") for step, top1 in ((10, 0.65), (20, 0.72))]
+    rows += [evaluation(top1, step=step, weights="ema") for step, top1 in ((10, 0.50), (20, 0.68))]
+    append(run / EVALUATIONS, *rows)
+    table = cost_to_accuracy(collect_runs(study), 0.6)
+    assert table["images"].item() == pytest.approx(20 * BATCH)
+    assert not cost_to_accuracy(collect_runs(study), 0.7)["reached"].any()
 
 
 def test_the_pareto_front_holds_what_nothing_beats() -> None:
