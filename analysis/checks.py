@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from analysis.arms import several
 from analysis.intervals import Units, average_units
 from analysis.laws import Array, Law, line
 from analysis.runfolder import OTHER_STATES
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 ACCURACIES = ("top1", "top5", "top1_best", "top1_error")
 RUN_STATES = {*STATES, *OTHER_STATES}
+MEASURED = ("protocol", "resolution", "data", "dataset")
+"""What accuracies in one fit must share; `data` is the data set in the table of runs, `dataset` in evaluations."""
 LOSSES = ("loss", "final_loss", "pretrain_loss")
 BARELY_TOLD_APART = 1e12
 ONE_DEPENDS_ON_OTHER = 0.999
@@ -109,10 +112,10 @@ def fractions(column: pd.Series) -> None:
 def _refuse_mixtures(table: pd.DataFrame, y: str) -> None:
     """Numbers that are different quantities never stand in one fit."""
     if y in ACCURACIES:
-        for name in ("protocol", "resolution", "dataset"):
-            if name in table and table[name].nunique() > 1:
+        for name in MEASURED:
+            if several(table, name):
                 raise UserError("y", y, f"rows of one {name}: use --group or --exclude",
-                                why=f"mixed: {', '.join(sorted(map(str, table[name].unique())))}")  # fmt: skip
+                                why=f"mixed: {', '.join(sorted(map(str, table[name].dropna().unique())))}")  # fmt: skip
     if y in LOSSES and {"strategy", "stage"} <= set(table):
         objectives = table["strategy"].where(table["stage"] == "pretrain", "classification").unique()
         if len(objectives) > 1:

@@ -6,13 +6,19 @@ import numpy as np
 import pandas as pd
 
 from analysis import page
+from analysis.arms import several
 from analysis.figures import accuracies, at_full_length
 from analysis.page import Column
 from analysis.seeds import spread, told
 from analysis.tables import Tables
 
 CONTROL = "scratch"
-CELL = ["protocol", "encoder", "size"]
+CELL = ["protocol", "encoder", "resolution", "data", "size"]
+MEASURED = (
+    Column("resolution", "Pixels", page.count),
+    Column("data", "Data set", page.text, numeric=False),
+)
+"""What a table shows of an accuracy where runs of several stand in it."""
 
 
 def judged(tables: Tables) -> pd.DataFrame:
@@ -20,19 +26,20 @@ def judged(tables: Tables) -> pd.DataFrame:
     own = at_full_length(accuracies(tables))
     probes = tables.completed.loc[tables.completed["stage"] == "probe", ["study", "run", *CELL[1:], "strategy", "seed"]]
     evaluations = tables.own_evaluations
-    rows = evaluations[evaluations["top1"].notna()].merge(probes, on=["study", "run"])
+    rows = evaluations.loc[evaluations["top1"].notna(), ["study", "run", "protocol", "top1"]]
+    rows = rows.merge(probes, on=["study", "run"])
     columns = ["study", "run", *CELL, "strategy", "seed", "top1"]
     return pd.concat([own[columns], rows[columns]]).drop_duplicates(["study", "run", "protocol"])
 
 
 def against_control(data: pd.DataFrame) -> pd.DataFrame:
-    """One row a protocol, encoder, size and strategy; empty where there is no control.
+    """One row a protocol, encoder, resolution, data set, size and strategy; empty where there is no control.
 
     `data` is that of `judged`. mean, low, high are of top-1, difference, difference_low and difference_high of top-1
     less the control's of the same seed; `seeds` counts them. The control's own row has no difference.
     """
     rows = []
-    for place, cell in data.groupby(CELL):
+    for place, cell in data.groupby(CELL, dropna=False):
         seeds = cell.pivot_table(index="seed", columns="strategy", values="top1", aggfunc="mean")
         if CONTROL not in seeds:
             continue
@@ -56,6 +63,7 @@ def section(tables: Tables) -> str:
         Column("protocol", "Evaluated by", page.text, numeric=False),
         Column("strategy", "Strategy", page.strategy, numeric=False),
         Column("encoder", "Encoder", page.text, numeric=False),
+        *(column for column in MEASURED if several(table, column.field)),
         Column("size", "Size", page.text, numeric=False),
         Column("top1", "Top-1, %", page.text),
         Column("gain", "Less the control, points", page.text),

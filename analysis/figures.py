@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from analysis import style
+from analysis.arms import ARM, labels
 from analysis.figures_compare import ranking
 from analysis.published import overlay
 from analysis.style import Picture
@@ -53,17 +54,17 @@ def accuracies(tables: Tables) -> pd.DataFrame:
     last = tables.own_evaluations.sort_values("step", kind="stable").drop_duplicates(
         ["study", "run", "protocol"], keep="last"
     )
-    tested = last[["study", "run", "protocol", "images", "resolution"]].rename(columns={"images": "test_images"})
+    tested = last[["study", "run", "protocol", "images"]].rename(columns={"images": "test_images"})
     runs = runs.merge(tested, on=["study", "run", "protocol"], how="left")
     runs["half_width"] = 1.96 * np.sqrt(runs["top1"] * (1 - runs["top1"]) / runs["test_images"])
-    columns = ["study", "run", "strategy", "encoder", "size", "seed", "protocol", "resolution", "parameters",
-               "total_train_flops", "total_images_seen", "top1", "half_width", "test_images"]  # fmt: skip
+    columns = ["study", "run", *ARM, "size", "seed", "protocol", "parameters", "total_train_flops",
+               "total_images_seen", "top1", "half_width", "test_images"]  # fmt: skip
     return runs[columns].reset_index(drop=True)
 
 
 def at_full_length(data: pd.DataFrame) -> pd.DataFrame:
-    """Of each strategy, encoder and size the runs that saw most images: what a table of one number a cell compares."""
-    longest = data.groupby(["protocol", "strategy", "encoder", "size"], dropna=False)["total_images_seen"]
+    """Of each arm and size the runs that saw most images: what a table of one number a cell compares."""
+    longest = data.groupby(["protocol", *ARM, "size"], dropna=False)["total_images_seen"]
     return data[data["total_images_seen"].isna() | (data["total_images_seen"] >= longest.transform("max"))]
 
 
@@ -74,8 +75,8 @@ def accuracy(tables: Tables, against: str, published: pd.DataFrame | None = None
     """
     column, title, label, formatter = ACCURACY_AXES[against]
     data = accuracies(tables)
-    data = data[data[column] > 0]
-    if data.empty or (against == "images" and data.groupby(["strategy", "encoder"])[column].nunique().max() < 2):
+    data = data[data[column] > 0].assign(label=labels)
+    if data.empty or (against == "images" and data.groupby("label")[column].nunique().max() < 2):
         return None
     protocols = sorted(data["protocol"].fillna("unknown").unique())
     wide = len(protocols) > 1 or (published is not None and against == "parameters")
@@ -95,9 +96,9 @@ def accuracy(tables: Tables, against: str, published: pd.DataFrame | None = None
         "flops": "Higher is better; of two points at one height, the one further left got there with less computation.",
         "images": "Higher is better; of two points at one height, the one further left got there with fewer images.",
     }
-    several = data.groupby(["strategy", "encoder", "size"], dropna=False)["total_images_seen"].nunique().max() > 1
+    several = data.groupby(["label", "size"], dropna=False)["total_images_seen"].nunique().max() > 1
     caption = (
-        "Each line is one strategy, each marker one model size"
+        "Each line is one strategy (of one encoder, resolution and data set), each marker one model size"
         + (", averaged over seeds (faint dots: single seeds)" if data["seed"].nunique() > 1 else "")
         + (f", of at most {LENGTHS_SHOWN} lengths of training" if against != "images" and several else "")
         + f". {reading[against]} Bars show the 95 % uncertainty that comes from the finite test split alone; "
@@ -109,26 +110,22 @@ def accuracy(tables: Tables, against: str, published: pd.DataFrame | None = None
 
 def _accuracy_panel(axes: Axes, data: pd.DataFrame, column: str, sizes: list[str]) -> None:
     ends = []
-    several = data["encoder"].nunique() > 1
-    for strategy in style.strategy_order(data["strategy"]):
-        for encoder, runs in data[data["strategy"] == strategy].groupby("encoder", dropna=False):
-            runs = runs if column == "total_images_seen" else _some_lengths(runs)
-            cells = _cells(runs, column)
-            colour = style.hue(strategy)
-            for _, line in cells.groupby("line"):
-                axes.plot(
-                    line[column], line["top1"], color=colour, linestyle=style.LINES.get(str(encoder), ":"), zorder=2
-                )
-            bars = cells["half_width"].fillna(0)
-            axes.errorbar(cells[column], cells["top1"], bars, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
-            for size, part in cells.groupby("size"):
-                axes.plot(part[column], part["top1"], style.marker(str(size)), ls="none", color=colour, mec="white",
-                          mew=0.8, zorder=3)  # fmt: skip
-            if len(runs) > len(cells):
-                axes.plot(runs[column], runs["top1"], ".", color=colour, alpha=0.35, markersize=4, zorder=2,
-                          rasterized=len(runs) > style.RASTERIZE_ABOVE)  # fmt: skip
-            name = style.strategy_name(strategy) + (f", {encoder}" if several else "")
-            ends.append((float(cells[column].iloc[-1]), float(cells["top1"].iloc[-1]), name, colour))
+    for name in style.strategy_order(data["label"]):
+        runs = data[data["label"] == name]
+        runs = runs if column == "total_images_seen" else _some_lengths(runs)
+        cells = _cells(runs, column)
+        colour, dashes = style.hue(name), style.LINES.get(str(runs["encoder"].iloc[0]), ":")
+        for _, line in cells.groupby("line"):
+            axes.plot(line[column], line["top1"], color=colour, linestyle=dashes, zorder=2)
+        bars = cells["half_width"].fillna(0)
+        axes.errorbar(cells[column], cells["top1"], bars, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)
+        for size, part in cells.groupby("size"):
+            axes.plot(part[column], part["top1"], style.marker(str(size)), ls="none", color=colour, mec="white",
+                      mew=0.8, zorder=3)  # fmt: skip
+        if len(runs) > len(cells):
+            axes.plot(runs[column], runs["top1"], ".", color=colour, alpha=0.35, markersize=4, zorder=2,
+                      rasterized=len(runs) > style.RASTERIZE_ABOVE)  # fmt: skip
+        ends.append((float(cells[column].iloc[-1]), float(cells["top1"].iloc[-1]), style.strategy_name(name), colour))
     axes.yaxis.set_major_formatter(FuncFormatter(style.percent))
     axes.margins(x=0.06, y=0.08)
     style.label_ends(axes, ends)

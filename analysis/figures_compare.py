@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from analysis import style
+from analysis.arms import ARM, labels
 from analysis.compare import compare_strategies, roll_out
 from analysis.figures_laws import VARIABLES, draw_fit
-from analysis.figures_planes import ERROR, PANELS, along, finetuned, labels
+from analysis.figures_planes import ERROR, PANELS, along, finetuned
 from analysis.fit import Fit, fit_law
 from analysis.laws import LAWS
 from analysis.style import Picture
@@ -69,15 +72,15 @@ def _bars(axes: Axes, rows: list[tuple[str, float, float, float, str]]) -> None:
 
 
 def differences(tables: Tables, column: str) -> pd.DataFrame:
-    """Differences of the power laws' exponents over `column` between every two strategies."""
+    """Differences of the power laws' exponents over `column` between every two arms."""
     return compare_strategies(along(finetuned(tables), column), "power", column, ERROR, group="label")
 
 
 def ranks(data: pd.DataFrame) -> pd.DataFrame:
     """Strategies by mean top-1 within each protocol and size: rank 1 is best.
 
-    `data` is that of figures.accuracies. Columns: protocol, size, parameters, strategy (with its encoder where there
-    are several), mean, standard_deviation, seeds, rank, and wins: of the seeds that all strategies of the cell have,
+    `data` is that of figures.accuracies. Columns: protocol, size, parameters, strategy (the arm, see
+    analysis.arms), mean, standard_deviation, seeds, rank, and wins: of the seeds that all strategies of the cell have,
     the share in which this one is best (nan with none).
     """
     rows = []
@@ -134,10 +137,11 @@ def ranking(data: pd.DataFrame) -> Picture | None:
 
 
 def rollouts(tables: Tables, column: str = "parameters") -> pd.DataFrame:
-    """roll_out of the power law over `column` for each strategy: its columns and `strategy`."""
+    """roll_out of the power law over `column` for each arm that has one: its columns and `strategy`, the arm."""
     parts = []
     for name, part in along(finetuned(tables), column).groupby("label"):
-        parts.append(roll_out(part, "power", column, ERROR, delta=float("inf")).assign(strategy=str(name)))
+        with contextlib.suppress(UserError):  # study_fits says why
+            parts.append(roll_out(part, "power", column, ERROR, delta=float("inf")).assign(strategy=str(name)))
     kept = [part for part in parts if len(part)]
     return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
 
@@ -169,19 +173,19 @@ def rollout(tables: Tables, rolled: pd.DataFrame) -> Picture | None:
 
 
 def loss_to_accuracy(tables: Tables) -> Picture | None:
-    """Top-1 after finetuning against the pretraining loss of the parent, a panel for each strategy."""
+    """Top-1 after finetuning against the pretraining loss of the parent, a panel for each arm."""
     runs = tables.completed
     parents = runs[["study", "run", "pretrain_loss"]].rename(columns={"run": "parent", "pretrain_loss": "loss_before"})
-    columns = ["study", "run", "parent", "strategy", "encoder", "size", "seed", "protocol", "top1", "parameters",
-               "total_images_seen"]  # fmt: skip
+    columns = ["study", "run", "parent", *ARM, "size", "seed", "protocol", "top1", "parameters", "total_images_seen"]
     data = runs.loc[(runs["protocol"] == "finetune") & runs["top1"].notna(), columns]
     data = data.merge(parents, on=["study", "parent"]).dropna(subset="loss_before")
-    names = [name for name in style.strategy_order(data["strategy"]) if (data["strategy"] == name).sum() > 1][:PANELS]
+    data["label"] = labels(data)
+    names = [name for name in style.strategy_order(data["label"]) if (data["label"] == name).sum() > 1][:PANELS]
     if not names:
         return None
     figure, grid = style.panels(1, len(names), 11.6 if len(names) > 1 else 5.7, 4.1, sharey=True)
     for axes, name in zip(grid[0], names, strict=True):
-        part, colour = data[data["strategy"] == name], style.hue(name)
+        part, colour = data[data["label"] == name], style.hue(name)
         style.scatter(axes, part["loss_before"], part["top1"], part["size"], colour)
         means = part.groupby(["size", "total_images_seen"], dropna=False)[["loss_before", "top1"]].mean()
         try:

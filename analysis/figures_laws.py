@@ -29,7 +29,7 @@ BEYOND = 3.0
 
 
 def study_fits(tables: Tables, column: str) -> tuple[dict[str, Fit], dict[str, str]]:
-    """Power laws of the finetuned error over `column`, by strategy, and why others have none."""
+    """Power laws of the finetuned error over `column`, by arm, and why others have none."""
     runs = along(finetuned(tables), column)
     fits: dict[str, Fit] = {}
     refused: dict[str, str] = {}

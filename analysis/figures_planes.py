@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from analysis import style
+from analysis.arms import labels
 from analysis.fit import Fit, fit_law
 from analysis.isoflop import SIZES_A_BUDGET, budgets, parabolas
 from analysis.laws import LAWS
@@ -24,23 +25,17 @@ PANELS = 4
 
 
 def finetuned(tables: Tables) -> pd.DataFrame:
-    """The completed runs with an error after finetuning, and `label`, their strategy."""
+    """The completed runs with an error after finetuning, and `label`, their arm."""
     runs = tables.completed
     runs = without_variants(runs[(runs["protocol"] == "finetune") & (runs[ERROR] > 0)], tables)
     return runs.assign(label=labels(runs))
-
-
-def labels(runs: pd.DataFrame) -> pd.Series:
-    """The strategy of each run, with its encoder where the table has several."""
-    strategy = runs["strategy"].astype(str)
-    return strategy if runs["encoder"].nunique() <= 1 else strategy + ", " + runs["encoder"].astype(str)
 
 
 def along(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """The runs through which a curve of the error over one variable may go.
 
     Over parameters, of several lengths of training the longest of each size; over images, of several sizes the largest
-    (of one strategy each); over compute, all.
+    (of one arm each); over compute, all.
     """
     runs = runs[runs[column] > 0]
     other = {N: (D, [N]), D: (N, [])}.get(column)
@@ -51,7 +46,7 @@ def along(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def plane_fits(tables: Tables) -> tuple[dict[str, Fit], dict[str, str]]:
-    """L(N, D) of the finetuned error for each strategy, and why others have none."""
+    """L(N, D) of the finetuned error for each arm, and why others have none."""
     fits, refused = {}, {}
     runs = finetuned(tables)
     for name, part in runs[(runs[[N, D]] > 0).all(axis=1)].groupby("label"):

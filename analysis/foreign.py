@@ -85,6 +85,8 @@ def collect_table(path: Path, mapping: Mapping[str, str] | None = None) -> Table
         if other in table and name not in table:
             fractions(table[other])
             table[name] = 1 - table[other]
+    if "dataset" in table and "data" not in table:
+        table["data"] = table["dataset"]
     for name in TOTALS:
         for one, other in ((name, f"total_{name}"), (f"total_{name}", name)):
             if other in table and one not in table:

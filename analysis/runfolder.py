@@ -92,10 +92,12 @@ def read_run(folder: Path, study: str) -> RunFolder:
         notes.append(f"{STATUS} is missing or torn")
     if summary and summary.get("finished_schedule") is False:
         notes.append("the learning-rate schedule was not finished")
+    fields = dict(flatten(config))
     row = {
-        **{f"config.{name}": value for name, value in flatten(config)},
+        **{f"config.{name}": value for name, value in fields.items()},
         **{name: config.get(name) for name in (*CONFIG_IDENTITY, "precision")},
         "data": _data_name(config.get("data")),
+        "resolution": fields.get("train.image_size"),
         **{key: value for key in SUMMARY_KEYS if (value := (summary or {}).get(key)) is not None},
         **identity,
         "state": state,

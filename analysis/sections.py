@@ -7,6 +7,7 @@ from html import escape
 import pandas as pd
 
 from analysis import control, page, style, variants
+from analysis.arms import ARM, several
 from analysis.figures import accuracies, at_full_length
 from analysis.page import Column
 from analysis.runfolder import TRIAL
@@ -142,16 +143,17 @@ def accuracy(tables: Tables) -> str:
     data = at_full_length(data)
     sizes = style.size_order(data)
     rows = []
-    for (protocol, strategy, encoder), part in data.groupby(["protocol", "strategy", "encoder"], dropna=False):
+    for place, part in data.groupby(["protocol", *ARM], dropna=False):
         cells = {size: _mean(part.loc[part["size"] == size, "top1"]) for size in sizes}
-        names = {"protocol": protocol, "strategy": style.strategy_name(str(strategy)), "encoder": encoder}
-        rows.append({"key": strategy, **names, **cells})
+        names = dict(zip(["protocol", *ARM], place, strict=True))
+        rows.append({"key": names["strategy"], **names, **cells})
     order = style.strategy_order(data["strategy"])
     table = pd.DataFrame(rows).sort_values("key", key=lambda column: column.map(order.index), kind="stable")
     columns = [
         Column("protocol", "Evaluated by", page.text, False),
-        Column("strategy", "Strategy", page.text, False),
+        Column("strategy", "Strategy", page.strategy, False),
         Column("encoder", "Encoder", page.text, False),
+        *(column for column in control.MEASURED if several(data, column.field)),
         *(Column(size, size, str) for size in sizes),
     ]
     return page.table(table, columns) + f"<p>{_caution(data)}</p>" + control.section(tables) + variants.section(tables)
@@ -167,7 +169,7 @@ def _mean(values: pd.Series) -> str | None:
 
 def _caution(data: pd.DataFrame) -> str:
     """What differences may be read into the numbers, from the numbers themselves."""
-    seeds = data.groupby(["protocol", "strategy", "encoder", "size"], dropna=False)["seed"].nunique()
+    seeds = data.groupby(["protocol", *ARM, "size"], dropna=False)["seed"].nunique()
     width = data["half_width"].max()
     sampling = (
         f"The finite test split alone makes each accuracy uncertain by up to ±{100 * width:.1f} points (95 %). "

@@ -19,7 +19,7 @@ from scaling.rundir import EVALUATION_KEYS, METRIC_KEYS, SUMMARY_KEYS
 IDENTITY = ("study", "run")
 RUN_COLUMNS = (
     *IDENTITY, "state", "attempt", "step", *SUMMARY_KEYS, "top1_error", "precision", "data",
-    "lost_records", "torn_lines", "notes",
+    "resolution", "lost_records", "torn_lines", "notes",
 )  # fmt: skip
 EXCLUDED_COLUMNS = (*IDENTITY, "strategy", "encoder", "size", "stage", "seed", "state", "reason")
 SOURCE_COLUMNS = (*IDENTITY, "folder", "fingerprint")
@@ -113,13 +113,24 @@ def read_tables(folder: Path) -> Tables:
     if missing:
         raise UserError("folder", str(folder), "a study folder, or a folder that `armscale collect` wrote",
                         why=f"it has no {missing[0]}")  # fmt: skip
-    return Tables(**{name: pd.read_parquet(folder / f"{name}.parquet") for name in NAMES})
+    tables = _stored(folder)
+    lacking = [name for name in RUN_COLUMNS if name not in tables.runs]
+    if lacking:
+        raise UserError("folder", str(folder), "tables that this version of `armscale collect` wrote: collect again",
+                        why=f"the table of runs has no column {lacking[0]}")  # fmt: skip
+    return tables
 
 
 def stored_tables(folder: Path) -> Tables | None:
-    """The tables in `folder`, or None where a file of them is missing."""
-    complete = all((folder / f"{name}.{kind}").is_file() for name in NAMES for kind in ("csv", "parquet"))
-    return read_tables(folder) if complete else None
+    """The tables in `folder`, or None where a file of them is missing or another version wrote them."""
+    if not all((folder / f"{name}.{kind}").is_file() for name in NAMES for kind in ("csv", "parquet")):
+        return None
+    tables = _stored(folder)
+    return tables if set(RUN_COLUMNS) <= set(tables.runs) else None
+
+
+def _stored(folder: Path) -> Tables:
+    return Tables(**{name: pd.read_parquet(folder / f"{name}.parquet") for name in NAMES})
 
 
 def _numbers(column: pd.Series) -> pd.Series:

@@ -73,7 +73,7 @@ def write_run(
         "stage": stage, "seed": seed, "parent": parent, "purpose": "accuracy", "engine": "single", "precision": "fp32",
         "data": {"shards": "shards/fashion-mnist", "source": "fashion-mnist", "workers": 0},
         "train": {"images": length * STEPS * BATCH, "global_batch": BATCH, "lr": 1e-3, "betas": [0.9, 0.95],
-                  "crop": "pad"},
+                  "image_size": 32, "crop": "pad"},
     }  # fmt: skip
     (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
     status = dict.fromkeys(STATUS_KEYS) | {"state": state, "attempt": 1, "host": "node1", "step": length * STEPS}

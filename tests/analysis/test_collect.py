@@ -260,6 +260,17 @@ def test_updating_writes_only_the_tables_that_changed(tmp_path: Path) -> None:
     assert (folder / "runs.csv").is_file()
 
 
+def test_tables_of_an_earlier_version_are_collected_again(tmp_path: Path) -> None:
+    study, folder = write_study(tmp_path, strategies=("scratch",)), tmp_path / "tables"
+    update_tables(study, folder)
+    runs = pd.read_parquet(folder / "runs.parquet")
+    runs.drop(columns="resolution").to_parquet(folder / "runs.parquet")
+    with pytest.raises(UserError, match=r"no column resolution.*collect again"):
+        read_tables(folder)
+    update_tables(study, folder)
+    assert_frame_equal(read_tables(folder).runs, runs)
+
+
 def test_workers_change_nothing(tmp_path: Path) -> None:
     study = write_study(tmp_path, strategies=("scratch",), seeds=tuple(range(24)))
     alone, together = collect_runs(study), collect_runs(study, workers=2)

@@ -22,7 +22,7 @@ TOP1 = {"ar": [0.61, 0.66, 0.63, 0.70], "mae": [0.58, 0.62, 0.64], "scratch": [0
 def table_of(top1: dict[str, list[float]]) -> pd.DataFrame:
     rows = [(name, seed, value) for name, values in top1.items() for seed, value in enumerate(values)]
     table = pd.DataFrame(rows, columns=["strategy", "seed", "top1"])
-    return table.assign(protocol="finetune", encoder="mamba", size="tiny")
+    return table.assign(protocol="finetune", encoder="mamba", resolution=32.0, data="cifar10", size="tiny")
 
 
 def test_intervals_are_those_of_the_paired_t_test() -> None:
@@ -38,6 +38,15 @@ def test_intervals_are_those_of_the_paired_t_test() -> None:
         assert ends == pytest.approx([np.mean(np.subtract(values, control)), paired.low, paired.high])
         assert found.loc[name, "seeds"] == len(values)
     assert np.isnan(found.loc["scratch", "difference"])
+
+
+@pytest.mark.parametrize(("name", "other"), [("resolution", 64.0), ("data", "fashion-mnist")])
+def test_the_control_is_one_at_the_same_resolution_on_the_same_data(name: str, other: object) -> None:
+    """A control that is much worse elsewhere changes nothing here, and what has none there has no difference."""
+    here, there = table_of(TOP1), table_of({"scratch": [0.1, 0.2, 0.1, 0.2]}).assign(**{name: other})
+    alone, both = (against_control(table) for table in (here, pd.concat([here, there])))
+    pd.testing.assert_frame_equal(both[both[name] != other].reset_index(drop=True), alone)
+    assert against_control(pd.concat([here[here["strategy"] == "ar"], there]))["difference"].isna().all()
 
 
 def test_seeds_in_another_order_pair_alike() -> None:
