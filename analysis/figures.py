@@ -49,8 +49,8 @@ def accuracies(tables: Tables) -> pd.DataFrame:
 
     half_width is 1.96 sqrt(p (1 - p) / images) over the images of the run's own last evaluation under its protocol.
     """
-    runs = tables.completed
-    runs = without_variants(runs[runs["top1"].notna()], tables)
+    runs = without_variants(tables.completed)
+    runs = runs[runs["top1"].notna()]
     last = tables.own_evaluations.sort_values("step", kind="stable").drop_duplicates(
         ["study", "run", "protocol"], keep="last"
     )

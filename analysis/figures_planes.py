@@ -26,8 +26,8 @@ PANELS = 4
 
 def finetuned(tables: Tables) -> pd.DataFrame:
     """The completed runs with an error after finetuning, and `label`, their arm."""
-    runs = tables.completed
-    runs = without_variants(runs[(runs["protocol"] == "finetune") & (runs[ERROR] > 0)], tables)
+    runs = without_variants(tables.completed)
+    runs = runs[(runs["protocol"] == "finetune") & (runs[ERROR] > 0)]
     return runs.assign(label=labels(runs))
 
 

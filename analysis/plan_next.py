@@ -1,7 +1,8 @@
-"""What to run next: the size, images and strategy that fitted laws expect to be best for a budget, and how surely."""
+"""What to run next: the size, images and arm that fitted laws expect to be best for a budget, and how surely."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,9 +10,12 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from analysis.arms import labels
 from analysis.fit import Fit, fit_law
 from analysis.intervals import Interval, Units, at
 from analysis.laws import LAWS, Array, Quantity
+from analysis.tables import RUN_COLUMNS
+from analysis.variants import without_variants
 from scaling.errors import UserError
 
 X = ("parameters", "total_images_seen")
@@ -22,7 +26,10 @@ GRID = 61
 
 @dataclass(frozen=True)
 class Plan:
-    """The best use of a budget by one strategy's laws. Sizes from low to high are not told apart from the best."""
+    """The best use of a budget by the laws of one arm (see analysis.arms), which `strategy` names.
+
+    Sizes from low to high are not told apart from the best.
+    """
 
     strategy: str
     parameters: float
@@ -47,7 +54,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class NextRuns:
-    """Plans by expected accuracy, best first; runs that help the best one most; strategies without a plan, and why."""
+    """Plans by expected accuracy, best first; runs that help the best one most; arms without a plan, and why."""
 
     budget_gpu_hours: float
     plans: list[Plan]
@@ -85,10 +92,10 @@ class NextRuns:
 
 
 def plan_next(runs: pd.DataFrame, budget: float, delta: float = float("inf")) -> NextRuns:
-    """Fits L(N, D) of the finetuned error and the cost of a run for each strategy, and spends `budget` GPU-hours.
+    """Fits L(N, D) of the finetuned error and the cost of a run for each arm, and spends `budget` GPU-hours.
 
-    `runs` is the collected table. Every strategy needs runs of several lengths at each size; those without are refused
-    with the reason, and UserError is raised if none is left.
+    `runs` is the collected table; arms and their runs are those of the report's laws. Every arm needs runs of several
+    lengths at each size; those without are refused with the reason, and UserError is raised if none is left.
     """
     if not budget > 0:
         raise UserError("budget", budget, "GPU-hours above 0")
@@ -97,8 +104,7 @@ def plan_next(runs: pd.DataFrame, budget: float, delta: float = float("inf")) ->
     if missing:
         raise UserError("table", missing[0], f"the collected table of runs, with {', '.join(needed)}")
     plans, fits, refused = [], {}, {}
-    for strategy, part in runs[runs["protocol"] == "finetune"].groupby("strategy"):
-        name = str(strategy)
+    for name, part in _by_arm(runs):
         try:
             fit = fit_law(part, "chinchilla", X, "top1_error", delta=delta)
             cost = fit_cost(part)
@@ -113,6 +119,15 @@ def plan_next(runs: pd.DataFrame, budget: float, delta: float = float("inf")) ->
     plans.sort(key=lambda plan: -plan.top1)
     fit, cost = fits[plans[0].strategy]
     return NextRuns(budget, plans, propose(plans[0], fit, cost, budget), refused)
+
+
+def _by_arm(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The finetuned runs of each arm; variants, which only a collected table can tell, are left out."""
+    if set(RUN_COLUMNS) <= set(runs):
+        runs = without_variants(runs[runs["state"] == "completed"])
+    runs = runs[runs["protocol"] == "finetune"]
+    for label, part in runs.groupby(labels(runs)):
+        yield str(label), part
 
 
 def fit_cost(runs: pd.DataFrame) -> Array:

@@ -27,16 +27,15 @@ WATCHING = frozenset(
 """Fields that change no result."""
 
 
-def varied(tables: Tables) -> pd.DataFrame:
-    """One row a completed run with an accuracy whose cell has runs of one seed with different settings.
+def varied(completed: pd.DataFrame) -> pd.DataFrame:
+    """One row a run of these completed ones with an accuracy whose cell has runs of one seed with different settings.
 
     Columns: study, run, those of CELL, seed, top1, `variant` and `usual`. The variant names the settings in which the
     run differs from the usual one ("ar.cluster_side 2"), or, where none is usual, those in which the cell differs.
     """
-    runs = tables.completed
-    runs = runs[runs["top1"].notna()]
+    runs = completed[completed["top1"].notna()]
     repeated = runs[runs.duplicated([*CELL, "seed"], keep=False)]
-    tables_of_cells = [_settings(cell, tables) for _, cell in repeated.groupby(CELL)]
+    tables_of_cells = [_settings(cell, completed) for _, cell in repeated.groupby(CELL)]
     cells = [table for table in tables_of_cells if table.shape[1]]
     distinct = [table.drop_duplicates() for table in cells]
     names = sorted({str(name) for table in distinct for name in table})
@@ -57,22 +56,22 @@ def varied(tables: Tables) -> pd.DataFrame:
     return pd.concat(parts) if parts else pd.DataFrame(columns=columns)
 
 
-def without_variants(runs: pd.DataFrame, tables: Tables) -> pd.DataFrame:
-    """`runs` (with their study and run) without those that stand beside a usual one."""
-    table = varied(tables)
+def without_variants(completed: pd.DataFrame) -> pd.DataFrame:
+    """The completed runs without those that stand beside a usual one."""
+    table = varied(completed)
     beside = table[~table["usual"].astype(bool) & table.groupby(CELL)["usual"].transform("any").astype(bool)]
     left_out = pd.MultiIndex.from_frame(beside[RUN])
-    return runs[~pd.MultiIndex.from_frame(runs[RUN]).isin(left_out)]
+    return completed[~pd.MultiIndex.from_frame(completed[RUN]).isin(left_out)]
 
 
-def _settings(cell: pd.DataFrame, tables: Tables) -> pd.DataFrame:
+def _settings(cell: pd.DataFrame, completed: pd.DataFrame) -> pd.DataFrame:
     """What differs between the runs of a cell, as text: fields of the model and objective, of each stage its own."""
     strategy = str(cell["strategy"].iloc[0])
     names = [str(name) for name in cell]
     shared = [name for name in names if name.startswith((*SHARED, OF_STRATEGY.get(strategy, SHARED[0])))]
     train = [name for name in names if name.startswith(TRAIN) and name not in WATCHING]
     parts = [cell[shared].rename(columns={name: name.removeprefix("config.") for name in shared})]
-    by_run = tables.completed.drop_duplicates(RUN).set_index(RUN)
+    by_run = completed.drop_duplicates(RUN).set_index(RUN)
     rows = cell
     while True:
         stage = stage_of({"stage": rows["stage"].iloc[0], "parent": rows["parent"].iloc[0]})
@@ -99,7 +98,7 @@ def _most(values: pd.Series) -> str | None:
 
 def section(tables: Tables) -> str:
     """The table of variants, each against the usual runs of the same seeds; "" where there are none."""
-    table = varied(tables)
+    table = varied(tables.completed)
     if table.empty:
         return ""
     rows = []

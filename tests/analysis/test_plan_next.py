@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar
 
+from analysis.collect import collect_runs
 from analysis.plan_next import fit_cost, plan_next
 from scaling.cli import analysis as cli
 from scaling.errors import UserError
+from tests.analysis.folders import write_study
 
 LAWS = {"ar": (0.05, 40.0, 33.0, 0.45, 0.40), "mae": (0.08, 40.0, 33.0, 0.45, 0.40)}
 SECONDS = 2e-9
@@ -49,6 +52,33 @@ def test_the_best_use_of_a_budget_is_the_true_one() -> None:
     assert plan.top1_95[0] <= 1 - best.fun <= plan.top1_95[1]
     assert plan.parameters_low / 1.1 <= np.exp(best.x) <= plan.parameters_high * 1.1  # a step of the grid
     assert not plan.extrapolates
+
+
+def test_encoders_are_planned_apart_as_the_report_fits_them() -> None:
+    """Two error floors and two costs: each encoder alone is planned just so, and so is neither by one law of both."""
+    parts = []
+    for encoder, more, price in (("mamba", 0.0, 1.0), ("vit", 0.15, 3.0)):
+        part = study(noise=1e-4).query("strategy == 'ar'").assign(encoder=encoder)
+        part["top1_error"] += more
+        part["total_gpu_seconds"] *= price
+        parts.append(part)
+    plans = plan_next(pd.concat(parts), 200.0).plans
+    assert [plan.strategy for plan in plans] == ["ar, mamba", "ar, vit"]
+    for plan, part in zip(plans, parts, strict=True):
+        assert dataclasses.replace(plan, strategy="ar") == plan_next(part, 200.0).plans[0]
+    assert plans[0].top1 > plans[1].top1 + 0.15
+
+
+def test_variants_are_left_out_as_in_the_report(tmp_path: Path) -> None:
+    """An ablation of two settings, one at a time, with twice the error changes no plan."""
+    sizes = ("pico", "nano", "micro", "tiny")
+    runs = collect_runs(write_study(tmp_path, strategies=("supervised",), sizes=sizes, lengths=(1, 4, 16))).runs
+    usual = runs.assign(**{"config.model.depth": 12.0, "config.model.patch_size": 4.0})
+    tables = [usual]
+    for name, value in (("depth", 6.0), ("patch_size", 8.0)):
+        changed = {f"config.model.{name}": value, "run": usual["run"] + name, "top1_error": 2 * usual["top1_error"]}
+        tables.append(usual.assign(**changed))
+    assert plan_next(pd.concat(tables, ignore_index=True), 0.1) == plan_next(usual, 0.1)
 
 
 def test_cost_is_read_from_the_runs() -> None:

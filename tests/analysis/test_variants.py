@@ -57,7 +57,7 @@ def study(tmp_path: Path) -> Path:
 
 def test_what_most_have_is_usual(study: Path) -> None:
     """Two values of one setting are no tie where the rest of the study decides: scratch has four scans as usual."""
-    table = varied(collect_runs(study))
+    table = varied(collect_runs(study).completed)
     assert len(table) == 18
     usual = table[table["usual"]]
     assert sorted(zip(usual["strategy"], usual["seed"], strict=True)) == [
@@ -90,7 +90,7 @@ def test_two_equal_halves_stay(tmp_path: Path) -> None:
     for name in ("", "scans_1"):
         write_arm(tmp_path, "scratch", name)
     tables = collect_runs(tmp_path)
-    table = varied(tables)
+    table = varied(tables.completed)
     assert not table["usual"].any()
     assert set(table["variant"]) == {"finetune.scan_directions 4", "finetune.scan_directions 1"}
     assert len(accuracies(tables)) == 6
@@ -101,6 +101,6 @@ def test_seeds_and_lengths_are_no_variants(tmp_path: Path) -> None:
         for length in (1, 2):
             write_run(tmp_path, "scratch", "pico", "finetune", seed, length=length)
     tables = collect_runs(tmp_path)
-    assert varied(tables).empty
+    assert varied(tables.completed).empty
     assert section(tables) == ""
     assert len(accuracies(tables)) == 6
