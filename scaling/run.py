@@ -215,6 +215,7 @@ def carry_out(run: Run) -> None:
         run.trace.close()
         run.watchdog.close()
         run.saver.close()
+        run.engine.close()
     export(run)
     write_summary(run, evaluations)
     if run.attempt.writes:

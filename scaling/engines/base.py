@@ -117,6 +117,11 @@ class Engine(ABC):
         """Adds the gradients of `loss`."""
         loss.backward()
 
+    def close(self) -> None:
+        """After the last pass and before the ranks leave their group, whose end recordings would hold up for ever."""
+        if self.captured is not None:
+            self.captured.close()
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over ranks."""
         if self.rank.ranks == 1:

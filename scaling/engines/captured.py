@@ -101,6 +101,14 @@ class CapturedPass:
         gradients = [(parameter, parameter.grad) for parameter in self.parameters]
         return Recording(forward, backward, given, loss.detach(), metrics, of_loss, gradients)
 
+    def close(self) -> None:
+        """Lets go of the recordings: NCCL waits for every graph that holds its collectives before a group can end."""
+        for recording in self.recordings.values():
+            recording.forward.reset()
+            recording.backward.reset()
+        self.recordings.clear()
+        self.filled = None
+
     @contextmanager
     def _into(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
         """Records what the block does, on all streams; other threads, which load data, may use the device meanwhile."""

@@ -46,8 +46,15 @@ def one_step(engine: Engine, number: int, micro_batches: int, spoilt: bool) -> l
 
 
 def check_replays(config: RunConfig, rank: Rank, micro_batches: int) -> None:
-    """Losses and norms of every step, weights and moments at the end; one batch of them is masked."""
     recorded, plain = (engine_of(config, rank, recorded=answer) for answer in (True, False))
+    try:
+        compare(recorded, plain, micro_batches)
+    finally:
+        recorded.close()
+
+
+def compare(recorded: Engine, plain: Engine, micro_batches: int) -> None:
+    """Losses and norms of every step, weights and moments at the end; one batch of them is masked."""
     for number in range(STEPS):
         found, expected = (one_step(each, number, micro_batches, number == STEPS - 3) for each in (recorded, plain))
         assert found == pytest.approx(expected, rel=1e-5, nan_ok=True)

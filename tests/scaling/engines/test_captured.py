@@ -12,7 +12,7 @@ from scaling.config import FSDPConfig, RunConfig
 from scaling.environment import Rank
 from tests.scaling.engines.captured_checks import check_replays, engine_of, one_step
 from tests.scaling.engines.launch import launch
-from tests.scaling.runs import small_config, write_run
+from tests.scaling.runs import carry_out, small_config, write_run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: there are no CUDA graphs to record")
 
@@ -42,6 +42,16 @@ def test_replays_are_the_passes_they_record(shards: Path, engine: str, micro_bat
 def test_replays_on_two_ranks(shards: Path, tmp_path: Path, engine: str, fsdp: FSDPConfig, micro_batches: int) -> None:
     folder = write_run(compiled(shards, engine, fsdp), tmp_path)
     launch("captured_checks", folder / rundir.CONFIG, micro_batches, ranks=2)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_recorded_run_leaves_its_group(shards: Path, tmp_path: Path, engine: str) -> None:
+    """NCCL ends a group when no graph holds its collectives any more: before, a run would hang at its very end."""
+    config = compiled(shards, engine)
+    train = dataclasses.replace(config.train, images=20 * config.train.global_batch)
+    folder = write_run(dataclasses.replace(config, train=train), tmp_path)
+    assert carry_out(folder, ranks=2)[-1]["step"] == 20
 
 
 @pytest.mark.parametrize("engine", ["single", "fsdp"])

@@ -1,0 +1,42 @@
+"""How a run ends: its engine lets go of what it has recorded before the ranks leave their group."""
+
+from pathlib import Path
+
+import pytest
+
+from scaling import rundir
+from scaling.engines.single import SingleEngine
+from scaling.environment import Rank
+from scaling.reading import load_run
+from scaling.run import execute
+from scaling.saver import Saver
+from scaling.stop import Stopped
+from tests.scaling.runs import small_config, write_run
+
+
+@pytest.mark.parametrize("ending", ["completed", "stopped", "failed"])
+def test_the_engine_is_closed_before_the_ranks_leave(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """NCCL would wait for recordings to go, for ever. (On a CPU there are none: what is seen here is the order.)"""
+    calls: list[str] = []
+    monkeypatch.setattr(SingleEngine, "close", lambda engine: calls.append("close"))
+    monkeypatch.setattr(Rank, "leave", lambda rank: calls.append("leave"))
+
+    def interrupted(saver: Saver, step: int) -> bool:
+        if ending == "completed":
+            return False
+        raise Stopped("asked to") if ending == "stopped" else ValueError("a fault")
+
+    monkeypatch.setattr(Saver, "due", interrupted)
+    folder = write_run(small_config(shards), tmp_path)
+    config = load_run(folder / rundir.CONFIG)
+    if ending == "completed":
+        execute(config, folder)
+    else:
+        with pytest.raises(Stopped if ending == "stopped" else ValueError):
+            execute(config, folder)
+    assert calls == {"completed": ["close", "leave"], "stopped": ["close", "leave"], "failed": ["close"]}[ending]
+    status = rundir.read_json(folder / rundir.STATUS)
+    assert status is not None
+    assert status["state"] == ending
