@@ -14,6 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from analysis.tables import TEXT
+from scaling.reading import QUICK
 from scaling.rundir import (
     CONFIG,
     EVALUATION_KEYS,
@@ -30,7 +31,6 @@ from scaling.rundir import (
 
 SOURCES = (CONFIG, STATUS, SUMMARY, METRICS, EVALUATIONS)
 CONFIG_IDENTITY = ("strategy", "encoder", "size", "stage", "parent", "seed", "engine")
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 TRIAL = "trial"
 """State of a completed trial of the tuning, which no curve may use: its accuracy is on held-out training images."""
@@ -169,7 +169,7 @@ def flatten(value: object, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 def _read_config(path: Path) -> tuple[Record | None, str]:
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=QUICK)
     except FileNotFoundError:
         return None, f"the folder has no {CONFIG}"
     except (yaml.YAMLError, UnicodeDecodeError) as error:

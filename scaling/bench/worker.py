@@ -63,6 +63,7 @@ def _visit(case: RankCase, rank: Rank) -> dict[str, Any]:
     if case.folder:
         return _checkpoint(case, config.train, trainers[0], rank)
     seconds = [_seconds(trainers[0], rank) for _ in range(case.rounds)]
+    trainers[0].engine.close()
     timing = summarize(seconds)
     return {
         "device": device_name(device),

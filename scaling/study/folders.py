@@ -16,12 +16,10 @@ from scaling import files, rundir
 from scaling.attempt import mark, write_status
 from scaling.config import RunConfig
 from scaling.errors import UserError
-from scaling.reading import dump, load_run
+from scaling.reading import QUICK, dump, load_run
 from scaling.study import identity
 from scaling.study.plan import Plan, Row, run_state
 from scaling.study.tune import write_tuning
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def require_writable(folder: Path, name: str = "--root") -> None:
@@ -60,7 +58,7 @@ def write_folders(plan: Plan, root: Path) -> Path:
 def require_own(config: RunConfig, path: Path) -> None:
     """UserError for the first field that changes the result and stands otherwise in the config.yaml at `path`."""
     try:
-        given = yaml.load(path.read_text(encoding="utf-8"), LOADER)
+        given = yaml.load(path.read_text(encoding="utf-8"), QUICK)
     except (OSError, ValueError, yaml.YAMLError):
         given = None
     if isinstance(given, dict) and not identity.changed_fields(config, given):

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,9 @@ def test_killed_at_any_change_of_the_folder(tmp_path: Path, monkeypatch: pytest.
         shutil.copytree(origin, run)
         with monkeypatch.context() as patched:
             _kill_at(patched, moment)
-            try:
+            with suppress(Killed):
                 go_on(run, 190, keep=1)
                 break
-            except Killed:
-                pass
         marked = rundir.read_json(run / rundir.CHECKPOINTS / step_name(190) / COMMIT) or {}
         found = go_on(run)
         assert found == (190 if marked.get("attempt") == 2 else 100), moment
