@@ -25,6 +25,7 @@ from scaling.config import (
     augmentation,
 )
 from scaling.errors import UserError
+from scaling.timelimit import minutes
 
 SAVING = ("checkpoint_every", "keep_checkpoints")
 
@@ -65,6 +66,7 @@ def check(config: RunConfig) -> None:
     for name in ("nodes", "gpus_per_node"):
         _at_least(f"resources.{name}", getattr(config.resources, name), 1)
     _at_least("resources.grace", config.resources.grace, 0)
+    minutes(config.resources.time, "resources.time")
     _at_least("data.workers", config.data.workers, 0)
     _at_least("data.lanes", config.data.lanes, 1)
     if config.stage == "pretrain" and config.strategy not in ("ar", "mae"):

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from scaling.errors import UserError
+from scaling.timelimit import minutes
 from slurm.queue import ControllerError, call, read_attempts, read_jobs, read_settings
-from slurm.site import Site, minutes
+from slurm.site import Site
 
 GOOD, NOTE, BAD = "good", "note", "bad"
 JOB_MINUTES: Final = 5

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from scaling.config import RunConfig
+from scaling.timelimit import minutes
 from slurm.batches import GRACE, Batch
-from slurm.site import Site, minutes
+from slurm.site import Site
 
 HOME: Final = Path(__file__).resolve().parents[1]
 RANK: Final = "trap '' TERM INT USR1 USR2; \"$@\"; status=$?; [ $status -eq 85 ] || exit $status"

@@ -17,7 +17,7 @@ from slurm.cancel import cancel
 from slurm.emit import emit
 from slurm.launcher import Array, arrange, prepare
 from slurm.script import Shape, script, shape_of
-from slurm.site import Site, minutes, read_site
+from slurm.site import Site, read_site
 from slurm.states import Standing
 from tests.slurm.studies import write_study
 
@@ -128,14 +128,6 @@ def test_a_run_longer_than_the_site_allows_is_cut() -> None:
     config = RunConfig(resources=ResourcesConfig(nodes=2, gpus_per_node=8, time="3-00:00:00"))
     assert shape_of(config, Site(time="1-00:00:00")) == Shape(2, 8, 1440)
     assert shape_of(config, Site()) == Shape(2, 8, 3 * 1440)
-
-
-@pytest.mark.parametrize(
-    ("time", "expected"),
-    [("90", 90), ("90:00", 90), ("04:00:00", 240), ("1-0", 1440), ("2-12:30", 3630), ("0:30", 1), ("00:10:01", 11)],
-)
-def test_times_in_every_form_of_sbatch(time: str, expected: int) -> None:
-    assert minutes(time, "time") == expected
 
 
 @pytest.mark.parametrize("given", [{"partitoin": "low"}, {"time": "4h"}, {"cpus_per_rank": 0}])
