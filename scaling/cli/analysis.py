@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from scaling.cli.outputs import output_file, output_folder
+
 MAP = typer.Option("--map", help="NAME=COLUMN or NAME=EXPR: a column that the table lacks (a pandas expression).")
 Map = Annotated[list[str] | None, MAP]
 
@@ -16,7 +18,7 @@ def collect(
     runs: Annotated[
         Path, typer.Argument(help="A root of studies, a study folder or a run folder; or a csv of another program.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    output: Annotated[Path, typer.Option(help="Folder for the tables.", callback=output_folder)],
     map_: Map = None,
 ) -> None:
     """Gather run folders into tables: runs, metrics, evaluations, and what was left out and why (parquet and csv).
@@ -35,7 +37,9 @@ def collect(
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A study folder (collected first) or a folder that collect wrote.")],
-    output: Annotated[Path | None, typer.Option(help="Folder for the page [default: FOLDER/report].")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the page [default: FOLDER/report].", callback=output_folder)
+    ] = None,
     bench: Annotated[
         list[Path] | None, typer.Option(help="A file of `bench step` or `bench scaling`; repeat it.")
     ] = None,
@@ -80,7 +84,7 @@ def fit(
     bootstrap: Annotated[int, typer.Option(help="Draws; 0 uses the small-sample intervals.")] = 0,
     resample_by: Annotated[str | None, typer.Option(help="Column whose values the bootstrap draws, not rows.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="FILE.json for the result.")] = None,
+    output: Annotated[Path | None, typer.Option(help="FILE.json for the result.", callback=output_file)] = None,
 ) -> None:
     """Fit a scaling law, with intervals that hold for few sizes and seeds.
 
@@ -111,7 +115,7 @@ def fit(
 def plan_next(
     table: Annotated[Path, typer.Argument(help="The table of runs that collect wrote (csv or parquet).")],
     budget: Annotated[float, typer.Option(help="GPU-hours to spend.")],
-    output: Annotated[Path | None, typer.Option(help="FILE.json for the plan.")] = None,
+    output: Annotated[Path | None, typer.Option(help="FILE.json for the plan.", callback=output_file)] = None,
     map_: Map = None,
 ) -> None:
     """Say which size, images and strategy the fitted laws expect to be best for a budget, and which runs to add.

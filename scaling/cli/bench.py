@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scaling.cli import bench_tables
+from scaling.cli.outputs import output_file
 from scaling.errors import UserError
 
 app = typer.Typer(no_args_is_help=True)
@@ -54,7 +55,7 @@ def scan(
     compile_only: Annotated[
         str, typer.Option(help="an architecture such as sm_90: compile the Triton kernels and describe their code")
     ] = "",
-    output: Annotated[Path | None, typer.Option(help="FILE.json")] = None,
+    output: Annotated[Path | None, typer.Option(help="FILE.json", callback=output_file)] = None,
 ) -> None:
     """Time the selective scan, forward and with backward.
 
@@ -92,7 +93,7 @@ def loader(
     images: Annotated[int, typer.Option(help="pictures in the temporary folder")] = 256,
     rounds: Annotated[int, typer.Option(min=1)] = 7,
     threads: Annotated[int, typer.Option(min=1, help="of the CPU")] = 1,
-    output: Annotated[Path | None, typer.Option(help="FILE.json")] = None,
+    output: Annotated[Path | None, typer.Option(help="FILE.json", callback=output_file)] = None,
 ) -> None:
     """Time reading, decoding and augmenting by stage, against a Pillow chain over an image folder.
 
@@ -127,7 +128,7 @@ def step(
     loop: Annotated[int, typer.Option(min=0, help="steps of the whole training loop, for its own overhead")] = 0,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     threads: Annotated[int, typer.Option(min=1, help="of the CPU")] = 1,
-    output: Annotated[Path | None, typer.Option(help="FILE.json")] = None,
+    output: Annotated[Path | None, typer.Option(help="FILE.json", callback=output_file)] = None,
 ) -> None:
     """Time whole train steps on resident data, against the official recipe's loop.
 
@@ -180,7 +181,7 @@ def scaling(
     mode: Annotated[str, typer.Option(help="eager or compiled")] = "eager",
     passes: Annotated[int, typer.Option(min=1, help="over all world sizes")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="of the CPU, a rank")] = 1,
-    output: Annotated[Path | None, typer.Option(help="FILE.json")] = None,
+    output: Annotated[Path | None, typer.Option(help="FILE.json", callback=output_file)] = None,
 ) -> None:
     """Time train steps on 1 to N ranks, which the command starts itself: weak and strong scaling by engine.
 
@@ -212,7 +213,7 @@ def scaling(
 
 @app.command()
 def gpu(
-    output: Annotated[Path, typer.Option(help="FILE.json, written after every row")],
+    output: Annotated[Path, typer.Option(help="FILE.json, written after every row", callback=output_file)],
     device: Annotated[str, typer.Option(help="cuda, or cpu to try the command at its smallest sizes")] = "cuda",
     only: Annotated[str, typer.Option(help="sections with commas; all if empty")] = "",
     ranks: Annotated[int, typer.Option(help="of the sections on several GPUs; all GPUs if 0")] = 0,

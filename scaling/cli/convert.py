@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from scaling.cli.outputs import output_file
+
 
 def convert(
     input: Annotated[
@@ -17,7 +19,7 @@ def convert(
             "checkpoint with official names.",
         ),
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The file to write.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The file to write.", callback=output_file)],
     to: Annotated[
         str, typer.Option(help="official (.pth), safetensors (the official names) or native (ours, with the config).")
     ],

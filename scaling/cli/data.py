@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scaling.cli.outputs import output_file, packed_folder
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -18,7 +20,7 @@ app = typer.Typer(help="Pack images into shards, verify and describe them.", no_
 @app.command()
 def pack(
     source: Annotated[str, typer.Argument(help="fashion-mnist[:DIR], cifar10[:DIR], imagefolder:DIR or imagenet:DIR")],
-    output: Annotated[Path, typer.Argument(help="folder to fill, one folder a split inside")],
+    output: Annotated[Path, typer.Argument(help="folder to fill, one folder a split inside", callback=packed_folder)],
     seed: Annotated[int, typer.Option(help="of the shuffle across classes")] = 0,
     shard_samples: Annotated[int, typer.Option(help="images a shard, at most")] = 1000,
     resize: Annotated[int, typer.Option(help="scale larger images to this short side; 0 keeps the files' bytes")] = 0,
@@ -107,7 +109,9 @@ def verify(
 @app.command()
 def info(
     shards: Annotated[Path, typer.Argument(help="output of pack, or one split in it")],
-    sheet: Annotated[Path | None, typer.Option(help="write a PNG with images of each class here")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="write a PNG with images of each class here", callback=output_file)
+    ] = None,
 ) -> None:
     """Says what shards hold: classes, counts, sizes; --sheet draws some images of each class.
 

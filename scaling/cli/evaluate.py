@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from scaling.cli.outputs import output_file
+
 KINDS = ("classification", "pretrain_loss", "knn", "linear_probe")
 
 
@@ -25,7 +27,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(min=1, help="Images a forward pass and rank.")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes a rank.")] = 0,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    output: Annotated[Path | None, typer.Option(help="A JSON file for the result.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A JSON file for the result.", callback=output_file)] = None,
 ) -> None:
     """Top-1 and top-5 (or the pretraining loss) of a checkpoint. Under torchrun the ranks share the images.
 

@@ -73,6 +73,34 @@ def test_mistakes_exit_2_with_one_message(arguments: list[str], told: list[str],
     assert not (tmp_path / "shards").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ("fit points.csv --law power --x x --y y --output", "--output"),
+        ("collect . --output", "--output"),
+        ("report . --output", "--output"),
+        ("plan-next points.csv --budget 1 --output", "--output"),
+        ("bench scan --output", "--output"),
+        ("evaluate run shards --output", "--output"),
+        ("convert run --to native", "OUTPUT"),
+        ("data pack imagefolder:images", "OUTPUT"),
+        ("data info shards --sheet", "--sheet"),
+    ],
+)
+def test_where_nothing_can_be_written_is_said_before_the_work(arguments: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("x,y\n1,2\n2,3\n4,5\n8,9\n")
+    (tmp_path / "images" / "train" / "one").mkdir(parents=True)
+    ended = armscale(*arguments.split(), "points.csv/result", cwd=tmp_path)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert ended.stderr.startswith(f"armscale: {name}: 'points.csv/result'")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    ended = armscale("evaluate", "run", "shards", "--output", ".", cwd=tmp_path)
+    assert (ended.returncode, "it is a folder" in ended.stderr) == (2, True)
+
+
 def test_an_intruding_package_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "__init__.py").write_text("")
