@@ -83,7 +83,7 @@ def fit(
     delta: Annotated[float, typer.Option(help="Huber threshold on log residuals; inf gives least squares.")] = 1e-3,
     bootstrap: Annotated[int, typer.Option(help="Draws; 0 uses the small-sample intervals.")] = 0,
     resample_by: Annotated[str | None, typer.Option(help="Column whose values the bootstrap draws, not rows.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     output: Annotated[Path | None, typer.Option(help="FILE.json for the result.", callback=output_file)] = None,
 ) -> None:
     """Fit a scaling law, with intervals that hold for few sizes and seeds.

@@ -62,6 +62,7 @@ def test_every_help_has_an_example(command: str, tmp_path: Path) -> None:
         (["data", "pack", "imagefolder:nothing", "shards/x"], ["nothing"]),
         (["data", "verify", "nothing"], ["nothing"]),
         (["report", "nothing", "--output", "out"], ["nothing"]),
+        (["fit", "x.csv", "--law", "power", "--x", "x", "--y", "y", "--seed", "-1"], ["--seed"]),
     ],
 )
 def test_mistakes_exit_2_with_one_message(arguments: list[str], told: list[str], tmp_path: Path) -> None:
