@@ -22,6 +22,8 @@ from scaling.bench.trainer import StepCase
 from scaling.errors import UserError
 
 KINDS = ("weak", "strong")
+SPREAD = ("ddp", "fsdp", "deepspeed")
+"""Engines that may be asked for: single is the baseline."""
 
 
 def world_sizes(ranks: int) -> list[int]:
@@ -45,8 +47,9 @@ def scaling_bench(
     for kind in kinds:
         if kind not in KINDS:
             raise UserError("--kind", kind, KINDS)
-    if "single" in engines or not engines:
-        raise UserError("--engine", ",".join(engines), "ddp, fsdp, deepspeed", why="single is the baseline")
+    if not engines or not set(engines) <= set(SPREAD):
+        why = "single is the baseline" if "single" in engines else ""
+        raise UserError("--engine", ",".join(engines), SPREAD, why=why)
     sizes = world_sizes(ranks)
     if "strong" in kinds and any(case.micro_batch % size for size in sizes):
         valid = f"a multiple of {math.lcm(*sizes)}"

@@ -62,6 +62,8 @@ def test_every_help_has_an_example(command: str, tmp_path: Path) -> None:
         (["data", "pack", "imagefolder:nothing", "shards/x"], ["nothing"]),
         (["data", "verify", "nothing"], ["nothing"]),
         (["report", "nothing", "--output", "out"], ["nothing"]),
+        (["bench", "scaling", "--engine", "ddp,zero"], ["--engine", "ddp,zero", "deepspeed"]),
+        (["bench", "step", "--micro-batch", "0"], ["--micro-batch"]),
         (["fit", "x.csv", "--law", "power", "--x", "x", "--y", "y", "--seed", "-1"], ["--seed"]),
     ],
 )
