@@ -15,6 +15,7 @@ PACKAGES = ("scaling", "models", "data", "slurm", "analysis")
 app = typer.Typer(
     name="armscale",
     help="Scaling studies of vision pretraining: pack images, launch a sweep, collect the runs, fit laws, report.",
+    epilog="Example: armscale study launch quickstart --cluster local",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

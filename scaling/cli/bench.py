@@ -11,7 +11,7 @@ from scaling.cli import bench_tables
 from scaling.cli.outputs import output_file
 from scaling.errors import UserError
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(epilog="Example: armscale bench scan --output scan.json", no_args_is_help=True)
 
 
 @app.callback()

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 20
 
-app = typer.Typer(help="Pack images into shards, verify and describe them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Pack images into shards, verify and describe them.",
+    epilog="Example: armscale data pack fashion-mnist shards/fashion-mnist",
+    no_args_is_help=True,
+)
 
 
 @app.command()

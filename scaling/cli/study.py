@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from scaling.study.plan import Plan
     from slurm.site import Site
 
-app = typer.Typer(help="Plan, launch and watch a study.", no_args_is_help=True)
+app = typer.Typer(
+    help="Plan, launch and watch a study.", epilog="Example: armscale study plan quickstart", no_args_is_help=True
+)
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, its folder or name under the root.")]
 RootOption = Annotated[Path, typer.Option(help="Where run folders go.")]

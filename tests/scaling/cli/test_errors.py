@@ -3,10 +3,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from scaling import cli
+from scaling.cli import commands
 from tests.scaling.test_quickstart import armscale, tiny_study
 
 HOME = Path(__file__).resolve().parents[3]
@@ -44,11 +50,21 @@ def test_what_shows_imports_nothing_heavy(
         assert words in ended.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "study plan", "study launch", "data pack", "collect", "fit", "report"])
-def test_every_help_has_an_example(command: str, tmp_path: Path) -> None:
-    ended = armscale(*command.split(), "--help", cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    assert "Example:" in ended.stdout
+def every_command(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield words
+    for name, part in getattr(command, "commands", {}).items():
+        yield from every_command(part, (*words, name))
+
+
+def test_every_help_has_an_example() -> None:
+    app = typer.Typer()
+    app.info.epilog = cli.app.info.epilog
+    commands.register(app)
+    found = list(every_command(typer.main.get_command(app)))
+    assert {(), ("study",), ("study", "retry"), ("bench", "gpu"), ("plan-next",)} <= set(found)
+    for words in found:
+        told = CliRunner().invoke(app, [*words, "--help"])
+        assert (told.exit_code, "Example: armscale " + " ".join(words) in told.stdout) == (0, True), words
 
 
 @pytest.mark.parametrize(
