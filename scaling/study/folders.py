@@ -78,10 +78,9 @@ def write_configs(rows: Iterable[Row], folder: Path) -> None:
 
 
 def mark_cancelled(plan: Plan, folder: Path) -> list[str]:
-    """Every run that is neither completed nor failed, now cancelled; none of them may be running."""
-    runs = [row.config.run for row in plan.rows]
+    """Every run with a folder that is neither completed nor failed, now cancelled; none of them may be running."""
+    runs = [row.config.run for row in plan.rows if rundir.is_run(folder / row.config.run)]
     cancelled = [run for run in runs if run_state(folder / run) not in ("completed", "failed")]
     for run in cancelled:
-        if rundir.is_run(folder / run):
-            mark(folder / run, "cancelled")
+        mark(folder / run, "cancelled")
     return cancelled

@@ -62,6 +62,13 @@ def test_cancelled_from_another_shell_it_saves_and_stays_cancelled_until_retried
         assert len(list((folder / rundir.ATTEMPTS).iterdir())) == attempt
 
 
+def test_a_run_without_a_folder_is_not_told_to_be_cancelled(tmp_path: Path, shards: Path) -> None:
+    """Nothing would remember it, and the next launch starts it."""
+    study = studies.write_long_run(tmp_path, shards, nodes=1, steps=1)
+    told = armscale("study", "cancel", study.name, cwd=tmp_path)
+    assert (told.returncode, "0 of 1 runs cancelled" in told.stdout) == (0, True), told.stdout + told.stderr
+
+
 def test_runs_share_the_gpus_in_turn(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four runs at a time on two GPUs, which have the names that this process was given; without GPUs none is set."""
     folder = runs.write_run(runs.small_config(shards), tmp_path)
