@@ -37,6 +37,13 @@ def choice(name: str, value: Any, valid: Any) -> Any:
     return value
 
 
+def folder_name(name: str, value: str) -> str:
+    """`value` if it can name a folder under the root, and no place outside of it."""
+    if not all(letter.isalnum() or letter in "-_." for letter in value) or value.startswith("."):
+        raise UserError(name, value, "letters, digits, '-', '_' and '.', as it names a folder")
+    return value
+
+
 def _above_0(name: str, value: float) -> None:
     if not 0 < value < math.inf:  # so put, NaN is refused too
         raise UserError(name, value, "numbers above 0")
@@ -54,6 +61,7 @@ def _between(name: str, value: float, low: float, high: float) -> None:
 
 def check(config: RunConfig) -> None:
     """Raises UserError for the first field that cannot work, before anything is started."""
+    folder_name("study", config.study)
     choice("strategy", config.strategy, STRATEGIES)
     choice("encoder", config.encoder, ENCODERS)
     choice("size", config.size, tuple(SIZES))

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from models.config import ENCODERS, ARConfig, MAEConfig
 from models.ladder import SIZES
-from scaling.checks import choice
+from scaling.checks import choice, folder_name
 from scaling.config import (
     FINETUNE,
     PRETRAIN,
@@ -139,8 +139,7 @@ def load_study(path: Path) -> Study:
         if not given.get(key):
             raise UserError(key, given.get(key), "a value: every study has name, data and axes", why=str(path))
     name = str(given["name"])
-    if not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
-        raise UserError("name", name, "letters, digits, '-', '_' and '.', as it names a folder")
+    folder_name("name", name)
     axes = _expect(given, "axes", dict)
     for axis, values in axes.items():
         if not isinstance(values, list) or not values:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from scaling.config import ResourcesConfig
-from scaling.reading import load_yaml, merge
+from scaling.errors import UserError
+from scaling.reading import load_run, load_yaml, merge
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,13 @@ def test_times_are_text_and_numbers_numbers(tmp_path: Path, text: str, value: An
     """YAML 1.1 reads 12:00:00 as a number to base 60, which Slurm would take for 43,200 minutes."""
     (tmp_path / "file.yaml").write_text(f"key: {text}" if ": " not in text else f"key:\n  {text}")
     assert load_yaml(tmp_path / "file.yaml") == {"key": value}
+
+
+@pytest.mark.parametrize("study", ["../elsewhere", "a/b", "/tmp/x"])
+def test_a_run_stays_under_the_root(tmp_path: Path, study: str) -> None:
+    (tmp_path / "config.yaml").write_text("size: pico\n")
+    with pytest.raises(UserError, match="study.*names a folder"):
+        load_run(tmp_path / "config.yaml", [f"study={study}"])
 
 
 def test_times_in_overrides(tmp_path: Path) -> None:
