@@ -29,7 +29,7 @@ def test_times_are_text_and_numbers_numbers(tmp_path: Path, text: str, value: An
 @pytest.mark.parametrize("study", ["../elsewhere", "a/b", "/tmp/x"])
 def test_a_run_stays_under_the_root(tmp_path: Path, study: str) -> None:
     (tmp_path / "config.yaml").write_text("size: pico\n")
-    with pytest.raises(UserError, match="study.*names a folder"):
+    with pytest.raises(UserError, match=r"study.*names a folder"):
         load_run(tmp_path / "config.yaml", [f"study={study}"])
 
 
