@@ -49,7 +49,7 @@ def report(
     target: Annotated[
         float | None, typer.Option(help="Top-1 (0 to 1) whose cost to show [default: the median].")
     ] = None,
-    price: Annotated[float, typer.Option(help="Of a GPU-hour, for the cost of the target.")] = 0.0,
+    price: Annotated[float, typer.Option(min=0, help="Of a GPU-hour, for the cost of the target.")] = 0.0,
 ) -> None:
     """Write figures, their numbers and one self-contained HTML page.
 
