@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ WEIGHTS = "weights.safetensors"
 UNIVERSAL = "zero"
 """The part of a universal checkpoint of DeepSpeed that holds its tensors."""
 FORMATS = ("official", "native", "safetensors")
+ZIP = b"PK"
+"""How a torch file begins; safetensors have the size of their header there, and then a brace."""
 KINDS: dict[str, type[ObjectiveConfig]] = {kind.__name__: kind for kind in (ARConfig, MAEConfig, SupervisedConfig)}
 
 
@@ -56,7 +59,7 @@ def read_module(path: Path) -> nn.Module:
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise UserError("input", str(path), "a checkpoint file")
-    if path.suffix != ".safetensors":
+    if not is_safetensors(path):
         return from_official(_read_torch(path))
     try:
         with safe_open(path, framework="pt") as file:
@@ -67,6 +70,13 @@ def read_module(path: Path) -> nn.Module:
     return _native(header, state, path) if header.get("format") == FORMAT else from_official(state)
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is to be read as safetensors: by how it begins, so that any name will do, and else by its name."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(ZIP))
+
+
 def write_module(module: nn.Module, path: Path, to: str) -> None:
     """Writes a module atomically as one of FORMATS.
 
@@ -75,6 +85,8 @@ def write_module(module: nn.Module, path: Path, to: str) -> None:
     """
     if to not in FORMATS:
         raise UserError("to", to, FORMATS)
+    if path.is_dir():
+        raise UserError("output", str(path), "the file to write, not a folder")
     if to == "native":
         assert isinstance(module, ARM | MAE | Classifier)
         state, header = module.state_dict(), header_of(module.encoder.config, module.config)
@@ -91,10 +103,12 @@ def write_module(module: nn.Module, path: Path, to: str) -> None:
 def _load(path: Path) -> Any:
     """What a torch file holds: tensors, plain containers and a Namespace."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError("input", str(path), "a torch file of tensors alone", why=str(error).splitlines()[0]) from error
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:  # by path, a name decides
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
+        # Of what is no torch file the unpickler says whatever its first bytes lead to, or nothing.
+        why = (str(error) or repr(error)).splitlines()[0]
+        raise UserError("input", str(path), "a torch file of tensors alone", why=why) from error
 
 
 def _read_universal(folder: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from safetensors import safe_open
 from safetensors.torch import save
 
-from models.weights import WEIGHTS, header_of
+from models.weights import WEIGHTS, header_of, is_safetensors
 from scaling import files
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def normalization(path: Path) -> Normalization:
     from data.imagenet import NORMALIZATION  # and with it scipy.io, which no rank of a run needs
 
     path = path / WEIGHTS if path.is_dir() else path
-    if path.suffix != ".safetensors" or not path.is_file():
+    if not path.is_file() or not is_safetensors(path):
         return NORMALIZATION
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}

@@ -106,6 +106,8 @@ def test_refusals_name_the_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="encoder"):
         write_module(module_of(encoder("vit"), PAPER), tmp_path / "x", "official")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="not a folder"):
+        write_module(module, tmp_path, "native")
     with pytest.raises(UserError, match="a checkpoint file"):
         read_module(tmp_path / "absent.pth")
     (tmp_path / "torn.safetensors").write_bytes(b"\x00" * 5)
@@ -114,6 +116,23 @@ def test_refusals_name_the_reason(tmp_path: Path) -> None:
     (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match="tensors alone"):
         read_module(tmp_path / "torn.pth")
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("named", ["weights.safetensors", "weights.pth", "weights"])
+def test_any_name_will_do(tmp_path: Path, named: str, to: str) -> None:
+    """What a file is shows in its first bytes, as nothing keeps a user from `--to native arm.pth`."""
+    module = module_of(FINETUNED, LABELLED)
+    write_module(module, tmp_path / named, to)
+    assert_same(read_module(tmp_path / named), module)
+
+
+@pytest.mark.parametrize("start", [b"", b"<html>", b"version https://git-lfs", b"\x80\x02h\x05.", b"j", b"G", b"R."])
+def test_what_is_no_torch_file_is_refused(tmp_path: Path, start: bytes) -> None:
+    """The unpickler fails in a way of its own on each of these."""
+    (tmp_path / "arm.pth").write_bytes(start)
+    with pytest.raises(UserError, match=r"arm\.pth.*tensors alone"):
+        read_module(tmp_path / "arm.pth")
 
 
 def test_universal_folder_is_read_safely(tmp_path: Path) -> None:
