@@ -36,6 +36,8 @@ UNIVERSAL = "zero"
 FORMATS = ("official", "native", "safetensors")
 ZIP = b"PK"
 """How a torch file begins; safetensors have the size of their header there, and then a brace."""
+NOTES = ("classes", "mean", "std", "weights")
+"""What a run's weights know beside their config, as JSON; evaluations need the mean and deviation of the images."""
 KINDS: dict[str, type[ObjectiveConfig]] = {kind.__name__: kind for kind in (ARConfig, MAEConfig, SupervisedConfig)}
 
 
@@ -77,25 +79,40 @@ def is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(ZIP))
 
 
-def write_module(module: nn.Module, path: Path, to: str) -> None:
-    """Writes a module atomically as one of FORMATS.
+def notes_of(path: Path) -> dict[str, str]:
+    """Those of NOTES that the weights in a file or run folder have: none that did not come from a run of ours."""
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        return {}
+    if is_safetensors(path):
+        with safe_open(path, framework="pt") as file:
+            found = file.metadata()
+    else:
+        found = _load(path)
+        found = found.get(FORMAT) if isinstance(found, dict) else None
+    return {name: text for name, text in found.items() if name in NOTES} if isinstance(found, dict) else {}
+
+
+def write_module(module: nn.Module, path: Path, to: str, notes: dict[str, str] | None = None) -> None:
+    """Writes a module, and the `notes` on it, atomically as one of FORMATS.
 
     `official` is a torch file with the official names under the key `model`, `safetensors` the same names in a
     safetensors file, `native` ours. Raises UserError where the official code has no such model.
     """
+    notes = notes or {}
     if to not in FORMATS:
         raise UserError("to", to, FORMATS)
     if path.is_dir():
         raise UserError("output", str(path), "the file to write, not a folder")
     if to == "native":
         assert isinstance(module, ARM | MAE | Classifier)
-        state, header = module.state_dict(), header_of(module.encoder.config, module.config)
+        state, header = module.state_dict(), header_of(module.encoder.config, module.config) | notes
     else:
-        state, header = to_official(module), {}
+        state, header = to_official(module), notes
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_write(path) as file:
         if to == "official":
-            torch.save({"model": state}, file)
+            torch.save({"model": state, FORMAT: notes}, file)
         else:
             file.write(save(state, header))
 

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import safe_open
 from safetensors.torch import save
 
-from models.weights import WEIGHTS, header_of, is_safetensors
+from models.weights import WEIGHTS, header_of, notes_of
 from scaling import files
 
 if TYPE_CHECKING:
@@ -40,17 +39,13 @@ def export(run: Run) -> None:
 def normalization(path: Path) -> Normalization:
     """The mean and deviation of the images that the weights in a file or run folder were trained on.
 
-    A run's weights have theirs in the header; whatever has none came from the official code, which takes the constants
-    of published ImageNet models.
+    A run's weights have theirs beside them, converted ones too; whatever has none came from the official code, which
+    takes the constants of published ImageNet models.
     """
     from data.imagenet import NORMALIZATION  # and with it scipy.io, which no rank of a run needs
 
-    path = path / WEIGHTS if path.is_dir() else path
-    if not path.is_file() or not is_safetensors(path):
+    notes = notes_of(path)
+    if "mean" not in notes:
         return NORMALIZATION
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-    if "mean" not in header:
-        return NORMALIZATION
-    (red, green, blue), (r, g, b) = json.loads(header["mean"]), json.loads(header["std"])
+    (red, green, blue), (r, g, b) = json.loads(notes["mean"]), json.loads(notes["std"])
     return (red, green, blue), (r, g, b)

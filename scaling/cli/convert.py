@@ -30,12 +30,12 @@ def convert(
 
     Example: armscale convert runs/imagenet/ar-mamba-base-... arm_base.pth --to official
     """
-    from models.weights import read_module, write_module
+    from models.weights import notes_of, read_module, write_module
     from scaling.card import write_card
     from scaling.rundir import SUMMARY
 
     module = read_module(input)
-    write_module(module, output, to)
+    write_module(module, output, to, notes_of(input))
     if (input / SUMMARY).is_file():
         write_card(input, output.with_suffix(".md"))
     tensors = sum(tensor.numel() for tensor in module.parameters())

@@ -12,12 +12,14 @@ from torch import nn
 from typer import Typer
 from typer.testing import CliRunner
 
+from data.imagenet import NORMALIZATION
 from models.build import build_objective
 from models.config import ARConfig, EncoderConfig, ObjectiveConfig
 from models.convert import to_official
-from models.weights import FORMATS, read_module, write_module
+from models.weights import FORMATS, notes_of, read_module, write_module
 from scaling.cli.convert import convert
 from scaling.errors import UserError
+from scaling.weights import normalization
 from tests.models.configs import ALL, AR, LABELLED, encoder, name
 
 PAPER = ARConfig(decoder_width=64)
@@ -116,6 +118,22 @@ def test_refusals_name_the_reason(tmp_path: Path) -> None:
     (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match="tensors alone"):
         read_module(tmp_path / "torn.pth")
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_converted_weights_know_what_images_they_want(tmp_path: Path, to: str) -> None:
+    """Those of a run, through the command to each format and on to native; evaluated under other constants, the
+    weights of a run on shapes fell from 64 to 35 %."""
+    app = Typer()
+    app.command()(convert)
+    notes = {"classes": '["a", "b"]', "mean": "[0.1, 0.2, 0.3]", "std": "[0.5, 0.6, 0.7]", "weights": "ema"}
+    write_module(module_of(FINETUNED, LABELLED), tmp_path / "weights.safetensors", "native", notes)
+    for source, target, format_ in ((tmp_path, tmp_path / "a", to), (tmp_path / "a", tmp_path / "b", "native")):
+        assert CliRunner().invoke(app, [str(source), str(target), "--to", format_]).exit_code == 0
+        assert notes_of(target) == notes
+        assert normalization(target) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    write_module(module_of(FINETUNED, LABELLED), tmp_path / "c", to)
+    assert normalization(tmp_path / "c") == NORMALIZATION
 
 
 @pytest.mark.parametrize("to", FORMATS)
