@@ -54,6 +54,9 @@ DECODER_BLOCK = {
     "mlp": "mlp",
 }
 
+DIMENSIONS = {"patch_embed.proj.weight": 4, "pos_embed": 3, "ar_token": 3, "head.weight": 2}
+"""Of the official tensors whose shapes say what the model is."""
+
 MASK = "mask"
 """The official decoder's additive attention mask, a buffer that follows from the config."""
 
@@ -85,6 +88,9 @@ def configs_of(state: dict[str, Tensor]) -> tuple[EncoderConfig, ObjectiveConfig
         or not {"ar_token", "head.weight"} & set(state)
     ):
         raise UserError("state_dict", f"{len(state)} tensors", "an ARM pretraining or finetuning checkpoint")
+    for name, dimensions in DIMENSIONS.items():
+        if name in state and state[name].dim() != dimensions:
+            raise UserError(name, tuple(state[name].shape), f"a shape of {dimensions} dimensions")
     width, channels, patch_size, _ = state["patch_embed.proj.weight"].shape
     finetuned = "head.weight" in state
     patches = state["pos_embed"].shape[1] - finetuned
@@ -107,7 +113,7 @@ def from_official(state_dict: dict[str, Tensor]) -> nn.Module:
     """An ARM or a Classifier with the values of an official pretraining or finetuning state dict, of any size.
 
     The buffer `mask` may be absent. Meta tensors give a meta module. Raises UserError for a tensor that is missing,
-    does not belong, or has another shape.
+    does not belong, has another shape, or holds integers.
     """
     state = {name: tensor for name, tensor in state_dict.items() if name != MASK}
     encoder, objective = configs_of(state)
@@ -125,6 +131,8 @@ def from_official(state_dict: dict[str, Tensor]) -> nn.Module:
         for official in names:
             if tuple(state[official].shape) != shape:
                 raise UserError(official, tuple(state[official].shape), f"the shape {shape}")
+            if not state[official].is_floating_point():
+                raise UserError(official, state[official].dtype, "floating-point numbers")
         ours[name] = torch.cat([state.pop(official) for official in names]).reshape(expected.shape)
     if state:
         raise UserError("state_dict", min(state), "tensors of an ARM checkpoint", why=f"{len(state)} do not belong")

@@ -153,9 +153,9 @@ def _native(header: dict[str, str], state: dict[str, Tensor], path: Path) -> nn.
         encoder = EncoderConfig(**json.loads(header["encoder"]))
         objective = json.loads(header["objective"])
         config = KINDS[objective.pop("kind")](**objective)
-    except (KeyError, TypeError, ValueError) as error:
+        module = build_on_meta(encoder, config).module
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError("input", str(path), "a native file of this version", why=repr(error)) from error
-    module = build_on_meta(encoder, config).module
     make_tables(module, torch.device("cpu"))
     try:
         module.load_state_dict(state, assign=True)

@@ -145,3 +145,8 @@ def test_tensors_that_are_missing_or_foreign_are_named() -> None:
         from_official(state | {"layers.0.mixer.in_proj.weight": turned})
     with pytest.raises(UserError, match="ARM pretraining or finetuning"):
         from_official({"weight": torch.zeros(1)})
+    for name in ("pos_embed", "patch_embed.proj.weight", "head.weight"):  # from which sizes are read
+        with pytest.raises(UserError, match=rf"{name}.*dimensions"):
+            from_official(state | {name: state[name].flatten()})
+    with pytest.raises(UserError, match=r"norm_f\.weight.*int8"):
+        from_official(state | {"norm_f.weight": state["norm_f.weight"].to(torch.int8)})

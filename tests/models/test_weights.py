@@ -16,7 +16,7 @@ from data.imagenet import NORMALIZATION
 from models.build import build_objective
 from models.config import ARConfig, EncoderConfig, ObjectiveConfig
 from models.convert import to_official
-from models.weights import FORMATS, notes_of, read_module, write_module
+from models.weights import FORMATS, header_of, notes_of, read_module, write_module
 from scaling.cli.convert import convert
 from scaling.errors import UserError
 from scaling.weights import normalization
@@ -177,3 +177,7 @@ def test_native_file_with_another_header_is_refused(tmp_path: Path) -> None:
     save_file(state, path, {"format": "armscale", "encoder": "{}"})
     with pytest.raises(UserError, match="this version"):
         read_module(path)
+    for header in ({"objective": "null"}, {"encoder": '{"width": "64"}'}, {"encoder": '{"depth": null}'}):
+        save_file(state, path, header_of(module.encoder.config, module.config) | header)
+        with pytest.raises(UserError, match="native file of this version"):
+            read_module(path)
