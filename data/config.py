@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,7 +37,7 @@ class Augmentation:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augmentation.{name}", getattr(self, name), "a fraction from 0 to 1")
         for name in ("mixup", "cutmix"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"augmentation.{name}", getattr(self, name), "0 (off) or a positive alpha")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError("augmentation.scale", self.scale, "two areas with 0 < smallest <= largest <= 1")

@@ -158,6 +158,8 @@ def check(encoder: EncoderConfig, objective: ObjectiveConfig) -> None:
 
 def _check_ar(encoder: EncoderConfig, objective: ARConfig) -> None:
     _one_of("order", objective.order, ORDERS)
+    if not -(2**63) <= objective.order_seed < 2**64:
+        raise UserError("order_seed", objective.order_seed, "a whole number of 64 bits")
     _check_decoder(encoder, objective, attention_heads(objective.decoder_width))
     if min(objective.taps(encoder.depth)) < 1:
         raise UserError("depth", encoder.depth, "2 or more, or ar.decoder_depth 1", why="the decoder reads its middle")
@@ -182,6 +184,8 @@ def _check_mae(encoder: EncoderConfig, objective: MAEConfig) -> None:
 
 def _check_decoder(encoder: EncoderConfig, objective: ARConfig | MAEConfig, heads: int) -> None:
     _one_of("target", objective.target, TARGETS)
+    if objective.target == "normalized" and encoder.patch_values == 1:
+        raise UserError("target", objective.target, "raw", why="a patch of one value has no deviation")
     _at_least("decoder_depth", objective.decoder_depth, 1)
     _at_least("decoder_width", objective.decoder_width, 4)
     _multiple("decoder_width", objective.decoder_width, 4, "the sin-cos table")

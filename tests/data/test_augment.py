@@ -309,6 +309,7 @@ def test_evaluation_can_keep_the_aspect() -> None:
         {"eval_resize": "crop"},
         {"erasing": 1.5},
         {"mixup": -1.0},
+        {"cutmix": math.inf},
         {"scale": (0.5, 0.2)},
         {"image_size": 0},
         {"label_smoothing": 2.0},

@@ -82,6 +82,8 @@ def test_unknown_size_lists_the_ladder() -> None:
         (encoder(), dataclasses.replace(AR, cluster_side=8), "cluster_side", "1, 2, 4"),
         (encoder(), dataclasses.replace(AR, order="diagonal"), "order", "row, column, random"),
         (encoder(), dataclasses.replace(AR, target="tokens"), "target", "normalized, raw"),
+        (encoder(), dataclasses.replace(AR, order="random", order_seed=2**70), "order_seed", "64 bits"),
+        (encoder(patch_size=1, channels=1), AR, "target", "raw"),
         (encoder(), dataclasses.replace(AR, decoder_width=200), "decoder_width", "multiple of 3"),
         (encoder(), dataclasses.replace(MASKED, mask_ratio=0.999), "mask_ratio", "visible"),
         (encoder(), MAEConfig(decoder_width=40), "decoder_width", "multiple of 16"),
