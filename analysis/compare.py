@@ -105,15 +105,16 @@ def compare_strategies(
 
     Runs of one seed read the same images in the same order, so of two groups only the runs with a partner of the same
     size (column `size`, else the same x) and seed are used and paired; `paired` says whether and `pairs` how many.
-    Groups whose partners cover less than every size of either are compared as independent, on all their runs. Groups
-    that cannot be fitted are left out.
+    Groups whose partners cover less than every size and x of either are compared as independent, on all their runs.
+    Groups that cannot be fitted are left out.
     """
     cell = ["size" if "size" in frame else x, "seed"]
+    frame = frame.dropna(subset=[x, y])
     fits = _fits(frame, law, x, y, group, delta)
     rows: list[tuple[Any, ...]] = []
     for name, other in itertools.combinations(fits, 2):
         one, two = (frame[frame[group].astype(str) == key] for key in (name, other))
-        matched = _partners(one, two, cell) if "seed" in frame else None
+        matched = _partners(one, two, cell, x) if "seed" in frame else None
         if matched is not None:
             first, second = (fit_law(part, law, x, y, delta=delta) for part in matched)
             rows.append((name, other, *_difference(first, second, quantity, paired=True), True, len(matched[0])))
@@ -130,15 +131,21 @@ def _fits(frame: pd.DataFrame, law: str, x: str, y: str, group: str, delta: floa
     return found
 
 
-def _partners(one: pd.DataFrame, two: pd.DataFrame, cell: list[str]) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """The runs of both that have a partner in the other, or None where they do not cover every size of both."""
+def _partners(
+    one: pd.DataFrame, two: pd.DataFrame, cell: list[str], x: str
+) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """The runs of both that have a partner in the other, or None where they do not cover every size and x of both.
+
+    None as well where a size has several x or the sizes of both stand in another order along x, as fits pair the units
+    by their place; and where no seeds are known.
+    """
     if one.duplicated(cell).any() or two.duplicated(cell).any():
         return None
-    shared = one[cell].merge(two[cell], on=cell)
-    if not set(one[cell[0]]) == set(two[cell[0]]) == set(shared[cell[0]]):
-        return None
+    shared = one[cell].dropna().merge(two[cell], on=cell)
     first, second = (part.merge(shared, on=cell) for part in (one, two))
-    return first, second
+    orders = [list(part.drop_duplicates([cell[0], x]).sort_values(x)[cell[0]]) for part in (one, two, first, second)]
+    distinct = min(one[cell[0]].nunique(), one[x].nunique(), two[x].nunique())
+    return (first, second) if all(order == orders[0] for order in orders) and distinct == len(orders[0]) else None
 
 
 def _difference(one: Fit, two: Fit, quantity: str, paired: bool) -> tuple[float, float, float, float]:

@@ -151,6 +151,19 @@ def test_strategies_that_cannot_be_fitted_are_left_out_and_the_rest_corrected_fo
     assert found["p_holm"].min() == pytest.approx(min(1.0, 3 * found["p"].min()))
 
 
+def test_runs_without_seeds_or_of_sizes_in_another_order_are_no_partners() -> None:
+    table = study({"ar": -0.3, "mae": -0.25}, shared=0.03)
+    table = table.assign(size=table["x"].astype(str))
+    other = table["strategy"] == "mae"
+    turned = table["x"].where(~other | ~table["x"].isin(SIZES[:2]), SIZES[:2].sum() - table["x"])
+    longer = table["x"].where(~other | (table["seed"] != 2), 2 * table["x"])
+    unseeded = table[table["seed"] == 0].assign(seed=np.nan)
+    for runs in (unseeded, table.assign(x=turned), table.assign(x=longer)):
+        row = compare_strategies(runs, "power", "x", "y").iloc[0]
+        assert not row["paired"]
+        assert row["difference"] == pytest.approx(compare_exponents(fits(runs)).iloc[0]["difference"])
+
+
 def test_partners_are_of_one_size_even_where_their_parameters_differ() -> None:
     table = study({"ar": -0.25, "mae": -0.22}, shared=0.03).assign(size=lambda rows: rows["x"].astype(str))
     heavier = table.assign(x=np.where(table["strategy"] == "mae", 1.1, 1.0) * table["x"])
