@@ -69,7 +69,7 @@ def select(
     numbers = {}
     for option, name in (*(("x", name) for name in x), ("y", y)):
         column(frame, option, name)
-        numbers[name] = _numbers(frame[name], option)
+        numbers[name] = as_numbers(frame[name], option)
     table, warnings = frame.assign(**numbers).reset_index(drop=True), []
     if exclude:
         table = table.drop(query(table, "exclude", exclude).index)
@@ -93,7 +93,7 @@ def select(
     return table, len(frame) - len(table), warnings
 
 
-def _numbers(column: pd.Series, option: str) -> pd.Series:
+def as_numbers(column: pd.Series, option: str) -> pd.Series:
     """The column as numbers: cells that are none become nan; refused where no cell is one."""
     found = pd.to_numeric(column, errors="coerce").astype("float64")
     if found.notna().any():

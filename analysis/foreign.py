@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from analysis.checks import fractions
+from analysis.checks import RUN_STATES, as_numbers, fractions
 from analysis.runfolder import UNKNOWN
 from analysis.style import compact
 from analysis.tables import (
@@ -74,17 +74,22 @@ def _evaluate(table: pd.DataFrame, expression: str) -> pd.Series:
 def collect_table(path: Path, mapping: Mapping[str, str] | None = None) -> Tables:
     """The table as if its rows had been collected from run folders, so that it can be reported on.
 
-    A row needs one of RESULTS. What is not there is filled in with the least that it can mean: the study is the file,
-    a run its row, the size its parameters, the strategy `all`, the stage and protocol of an accuracy `finetune`.
+    A row needs one of RESULTS. What is not there, as a column or in a row, is filled in with the least that it can
+    mean: the study is the file, a run its row, the size its parameters, the strategy `all`, the stage and protocol of
+    an accuracy `finetune`.
     """
     table = read_table(path, mapping)
     if not set(RESULTS) & set(table):
         raise UserError("table", str(path), f"a column {', '.join(RESULTS)}: --map NAME=COLUMN names it",
                         why=f"it has {', '.join(table.columns)}")  # fmt: skip
+    for name in [name for name in (*RESULTS, "parameters") if name in table and table[name].notna().any()]:
+        table[name] = as_numbers(table[name], "map")
     for name, other in (("top1", "top1_error"), ("top1_error", "top1")):
-        if other in table and name not in table:
+        if other in table:
             fractions(table[other])
-            table[name] = 1 - table[other]
+            table[name] = table[name] if name in table else 1 - table[other]
+    if "state" in table and not set(table["state"].dropna()) <= RUN_STATES:  # in words of another program
+        table = table.drop(columns="state")
     if "dataset" in table and "data" not in table:
         table["data"] = table["dataset"]
     for name in TOTALS:
@@ -92,10 +97,17 @@ def collect_table(path: Path, mapping: Mapping[str, str] | None = None) -> Table
             if other in table and one not in table:
                 table[one] = table[other]
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False, name=None)]
-    runs = frame((plain | row for plain, row in zip(_least(table, path.stem), rows, strict=True)), RUN_COLUMNS)
+    filled = (
+        plain | {name: value for name, value in row.items() if name not in plain or not pd.isna(value)}
+        for plain, row in zip(_least(table, path.stem), rows, strict=True)
+    )
+    runs = frame(filled, RUN_COLUMNS)
     without = runs[list(RESULTS)].isna().all(axis=1)
     runs["state"] = runs["state"].where(~without, UNKNOWN)
-    excluded = runs[without].assign(reason=f"its row has no {', '.join(RESULTS)}")
+    out = runs[runs["state"] != "completed"]
+    excluded = out.assign(
+        reason=(out["state"] + ", not completed").where(~without, f"its row has no {', '.join(RESULTS)}")
+    )
     nothing: list[dict[str, object]] = []
     return Tables(
         runs=runs,

@@ -12,7 +12,7 @@ from analysis.collect import update_tables
 from analysis.fit import fit_groups, fit_law
 from analysis.foreign import collect_table, parse_mapping, read_table
 from analysis.report import write_report
-from analysis.tables import read_tables
+from analysis.tables import Tables, read_tables
 from scaling.cli import analysis as cli
 from scaling.errors import UserError
 
@@ -94,6 +94,28 @@ def test_a_group_that_cannot_be_fitted_is_named_and_rows_of_no_group_are_counted
 
 def test_a_column_called_state_of_something_else_leaves_no_row_out(points: Path) -> None:
     assert fit_law(read_table(points, {"state": "who"}), "power", "Model Size", "acc").n == 4
+
+
+def test_columns_of_a_collected_table_are_what_they_are_called_or_refused(tmp_path: Path) -> None:
+    def collected(text: str) -> Tables:
+        (tmp_path / "theirs.csv").write_text(text)
+        return collect_table(tmp_path / "theirs.csv")
+
+    for text, said in (("top1,top1_error\n50,50\n", "fractions"), ("parameters,top1\n85M,0.5\n", "it holds '85M'"),
+                       ("top1\nabc\n", "it holds 'abc'")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            collected(text)
+    assert collected("top1,parameters\n0.5,1e6\n-,85M\n").runs[["top1", "parameters"]].count().tolist() == [1, 1]
+    assert len(collected("top1,state\n0.5,finished\n0.6,crashed\n").completed) == 2
+    tables = collected("top1,state\n0.5,completed\n0.6,failed\n")
+    assert list(tables.excluded["reason"]) == ["failed, not completed"]
+
+
+def test_gaps_in_a_row_mean_the_least_that_they_can(tmp_path: Path) -> None:
+    (tmp_path / "theirs.csv").write_text("parameters,top1,strategy,protocol\n1e6,0.5,ar,finetune\n3e6,0.56,,\n")
+    tables = update_tables(tmp_path / "theirs.csv", tmp_path / "tables")
+    assert tables.runs[["strategy", "protocol"]].to_numpy().tolist() == [["ar", "finetune"], ["all", "finetune"]]
+    write_report(tmp_path / "tables")
 
 
 def test_a_table_is_collected_reported_on_and_planned_from(tmp_path: Path) -> None:
