@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis import page
+from analysis import control, page
+from analysis.arms import ARM, several
 from analysis.page import Column
 from analysis.sections import number_of
 from analysis.tables import Tables
@@ -30,8 +31,10 @@ SPEED_TABLE = (
     Column("odd", "Log agrees with itself", page.text, numeric=False),
 )
 COST_TABLE = (
+    Column("protocol", "Evaluated by", page.text, numeric=False),
     Column("strategy", "Strategy", page.strategy, numeric=False),
     Column("encoder", "Encoder", page.text, numeric=False),
+    *control.MEASURED,
     Column("size", "Size", page.text, numeric=False),
     Column("reached", "Runs that reached it", page.text),
     Column("gpu_hours", "Device hours", page.number),
@@ -98,19 +101,21 @@ def target_cost(tables: Tables, target: float | None, price: float) -> str:
     wanted = float(finished.median()) if target is None else target
     costs = cost_to_accuracy(tables, wanted, price)
     rows = []
-    for (strategy, encoder, size), part in costs.groupby(["strategy", "encoder", "size"], dropna=False):
+    cell = ["protocol", *ARM, "size"]
+    for place, part in costs.groupby(cell, dropna=False):
         reached = int(part["reached"].sum())
         middle = part[["gpu_hours", "cost", "hours", "images", "top1"]].median()
         text = f"{reached} of {len(part)}" if reached else "not reached"
-        rows.append({"strategy": strategy, "encoder": encoder, "size": size, "reached": text, **middle})
+        rows.append({**dict(zip(cell, place, strict=True)), "reached": text, **middle})
     table = pd.DataFrame(rows).sort_values("gpu_hours", kind="stable", na_position="last")
-    if not price:
-        table = table.drop(columns="cost")
+    alike = [name for name in ("protocol", "resolution", "data") if not several(table, name)]
+    table = table.drop(columns=[*alike, *([] if price else ["cost"])])
     why = "The median of the final accuracies, for want of a target" if target is None else "The target asked for"
     return (
         f"<h3>What {100 * wanted:.1f} % top-1 cost</h3><p>{why}. Medians over the runs that reached it, "
         " pretraining included, up to the first evaluation at or above it; so the number depends on how often the "
-        f"runs were evaluated.</p>{page.table(table, COST_TABLE, tall=True)}"
+        "runs were evaluated. Top-1 at the end is the median over all runs.</p>"
+        f"{page.table(table, COST_TABLE, tall=True)}"
     )
 
 

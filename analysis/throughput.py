@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from analysis.arms import ARM
 from analysis.laws import Array
 from analysis.tables import Tables
 from scaling.errors import UserError
@@ -114,7 +115,7 @@ def cost_to_accuracy(tables: Tables, target: float, price: float = 0.0) -> pd.Da
     Columns, ancestors' part included: gpu_hours, cost at `price` a GPU-hour, hours (of the clock: device time over the
     devices of each stage), images; and reached. A run that never got there has reached False and no number: not
     reached is an answer. Between evaluations nothing is known, so the first of the run's own at or above the target
-    counts.
+    counts, or its end where only its top-1 tells that it got there.
     """
     runs = tables.completed[tables.completed["top1"].notna()]
     own = tables.own_evaluations
@@ -122,13 +123,14 @@ def cost_to_accuracy(tables: Tables, target: float, price: float = 0.0) -> pd.Da
     first = enough.drop_duplicates([*RUN, "protocol"])[[*RUN, "protocol", "step"]].rename(columns={"step": "at"})
     last = tables.metrics.groupby(RUN)["step"].max().rename("last").reset_index()
     table = runs.merge(first, on=[*RUN, "protocol"], how="left").merge(last, on=RUN, how="left")
-    done = (table["at"] / table["last"]).clip(upper=1.0)
+    at_end = pd.Series(1.0, table.index).where(table["top1"] >= target)
+    done = (table["at"] / table["last"]).clip(upper=1.0).fillna(at_end)
     table["gpu_hours"] = (table["total_gpu_seconds"] - table["gpu_seconds"] * (1 - done)) / 3600
     table["hours"] = _clock_hours(tables.runs, table) + table["gpu_seconds"] * done / table["devices"] / 3600
     table["images"] = table["total_images_seen"] - table["images_seen"] * (1 - done)
     table["cost"] = table["gpu_hours"] * price
-    table["reached"] = table["at"].notna()
-    keys = [*RUN, "strategy", "encoder", "size", "seed", "protocol", "top1"]
+    table["reached"] = table["at"].notna() | at_end.notna()
+    keys = [*RUN, *ARM, "size", "seed", "protocol", "top1"]
     return table[[*keys, "reached", "gpu_hours", "cost", "hours", "images"]].reset_index(drop=True)
 
 

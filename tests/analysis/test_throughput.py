@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.collect import collect_runs
+from analysis.sections_speed import target_cost
 from analysis.tables import Tables
 from analysis.throughput import cost_to_accuracy, efficiency, median_interval, pareto_front, run_rates, speeds, steady
 from scaling.errors import UserError
@@ -106,6 +108,28 @@ def test_an_accuracy_on_other_images_or_of_other_weights_is_not_reached(tmp_path
     table = cost_to_accuracy(collect_runs(study), 0.6)
     assert table["images"].item() == pytest.approx(20 * BATCH)
     assert not cost_to_accuracy(collect_runs(study), 0.7)["reached"].any()
+
+
+def test_a_run_whose_evaluations_are_not_there_reached_its_own_accuracy_at_its_end(tables: Tables) -> None:
+    last = replace(tables, metrics=tables.metrics.iloc[:0], evaluations=tables.evaluations.iloc[:0])
+    table = cost_to_accuracy(last, 0.7).set_index(["strategy", "size"])
+    assert list(table.index[table["reached"]]) == [("ar", "nano"), ("ar", "pico")]
+    assert table.loc[("ar", "pico"), "gpu_hours"] == pytest.approx(2 * 60 / 3600)
+    assert table["gpu_hours"].count() == 2
+
+
+def test_costs_of_other_protocols_and_resolutions_stand_apart(tables: Tables) -> None:
+    assert "Evaluated by" not in target_cost(tables, 0.6, 0.0)
+    nano, pico = (tables.runs["strategy"] == "ar") & (tables.runs["size"] == "nano"), tables.runs["size"] == "pico"
+    runs = tables.runs.assign(
+        size="pico",
+        resolution=tables.runs["resolution"].mask(nano, 48),
+        protocol=tables.runs["protocol"].mask(~nano & ~pico, "linear_probe"),
+    )
+    text = target_cost(replace(tables, runs=runs), 0.6, 0.0)
+    assert text.count("1 of 1") == 4
+    assert "Evaluated by" in text
+    assert ">48<" in text
 
 
 def test_the_pareto_front_holds_what_nothing_beats() -> None:
