@@ -195,7 +195,7 @@ def size_order(runs: pd.DataFrame) -> list[str]:
 def compact(value: float, _position: object = None) -> str:
     """1.2e6 as 1.2M."""
     for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
+        if abs(value) >= 0.9995 * limit:  # what three digits round up to it
             return f"{value / limit:.3g}{letter}"
     return f"{value:.3g}"
 

@@ -14,6 +14,7 @@ import pytest
 from analysis.collect import collect_runs
 from analysis.figures import loss_curves
 from analysis.report import write_report
+from analysis.style import compact
 from scaling.errors import UserError
 from scaling.rundir import STATUS, SUMMARY
 from tests.analysis.folders import write_run, write_study
@@ -84,6 +85,11 @@ def test_a_study_without_any_result_still_has_a_page(tmp_path: Path) -> None:
     assert "No picture can be drawn yet" in page
     write_run(study, "ar", "pico", "pretrain", state="queued")
     assert "queued, not completed" in write_report(study).read_text()
+
+
+def test_a_number_just_below_the_next_letter_takes_it() -> None:
+    shown = {999.4: "999", 999_499: "999k", 999_999.9999: "1M", 1e6: "1M", 1.25e9: "1.25B", 0.5: "0.5", -2e3: "-2k"}
+    assert {value: compact(value) for value in shown} == shown
 
 
 def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
