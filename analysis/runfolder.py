@@ -98,6 +98,7 @@ def read_run(folder: Path, study: str) -> RunFolder:
         **{name: config.get(name) for name in (*CONFIG_IDENTITY, "precision")},
         "data": _data_name(config.get("data")),
         "resolution": fields.get("train.image_size"),
+        "global_batch": fields.get("train.global_batch"),
         **{key: value for key in SUMMARY_KEYS if (value := (summary or {}).get(key)) is not None},
         **identity,
         "state": state,

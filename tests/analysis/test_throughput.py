@@ -15,7 +15,7 @@ from analysis.tables import Tables
 from analysis.throughput import cost_to_accuracy, efficiency, median_interval, pareto_front, run_rates, speeds, steady
 from scaling.errors import UserError
 from scaling.rundir import EVALUATIONS
-from tests.analysis.folders import BATCH, STEPS, append, evaluation, metric, write_study
+from tests.analysis.folders import BATCH, STEPS, append, evaluation, metric, write_run, write_study
 
 
 @pytest.fixture
@@ -47,6 +47,12 @@ def test_speeds_are_per_device_and_check_themselves(tables: Tables) -> None:
     assert ((table["low"] <= table["images_per_second"]) & (table["images_per_second"] <= table["high"])).all()
     tables.metrics["images_per_second"] *= 1.2
     assert not speeds(tables)["consistent"].any()
+
+
+def test_the_log_of_a_run_that_is_not_completed_is_checked_against_its_own_batch(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=("scratch",), sizes=("pico",))
+    write_run(study, "supervised", state="failed")
+    assert speeds(collect_runs(study))["consistent"].tolist() == [True, True]
 
 
 def test_the_interval_of_a_median_covers_it() -> None:
