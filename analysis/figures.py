@@ -17,7 +17,7 @@ from analysis.figures_compare import ranking
 from analysis.published import overlay
 from analysis.style import Picture
 from analysis.tables import Tables
-from analysis.throughput import STEADY_RULE, pareto_front, run_rates
+from analysis.throughput import RUN, STEADY_RULE, pareto_front, run_rates
 from analysis.variants import without_variants
 
 CURVES_A_CELL = 30
@@ -197,7 +197,7 @@ def accuracy_speed(tables: Tables) -> Picture | None:
 def _trade_off(data: pd.DataFrame, x: str, price: str, label: str) -> Figure:
     """Top-1 over `x`, one marker a run, and the Pareto front of little `price` and much top-1, marked in the data."""
     front = pareto_front(data, price, "top1")
-    data["on_front"] = data["run"].isin(front["run"])
+    data["on_front"] = pd.MultiIndex.from_frame(data[RUN]).isin(pd.MultiIndex.from_frame(front[RUN]))
     figure, grid = style.panels(1, 1, 5.7, 4.3)
     axes, ends = grid[0][0], []
     axes.step(front[x], front["top1"], where="post", color=style.MUTED, lw=1, linestyle=":")

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 from analysis.collect import collect_runs
+from analysis.figures import cost
 from analysis.sections_speed import target_cost
 from analysis.tables import Tables
 from analysis.throughput import cost_to_accuracy, efficiency, median_interval, pareto_front, run_rates, speeds, steady
 from scaling.errors import UserError
-from scaling.rundir import EVALUATIONS
+from scaling.rundir import EVALUATIONS, SUMMARY
 from tests.analysis.folders import BATCH, STEPS, append, evaluation, metric, write_run, write_study
 
 
@@ -136,6 +137,18 @@ def test_costs_of_other_protocols_and_resolutions_stand_apart(tables: Tables) ->
     assert text.count("1 of 1") == 4
     assert "Evaluated by" in text
     assert ">48<" in text
+
+
+def test_runs_of_one_name_in_two_studies_are_two_runs_on_the_front(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        study = write_study(tmp_path, name, strategies=("scratch",), sizes=("pico",))
+    (run,) = study.glob("scratch*")
+    (run / SUMMARY).write_text(
+        (run / SUMMARY).read_text().replace('"total_gpu_seconds": 60.0', '"total_gpu_seconds": 90')
+    )
+    picture = cost(collect_runs(tmp_path))
+    assert picture is not None
+    assert picture.data.set_index("study")["on_front"].to_dict() == {"one": True, "two": False}
 
 
 def test_the_pareto_front_holds_what_nothing_beats() -> None:
