@@ -9,15 +9,19 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import page, style
+from analysis.arms import several
 from analysis.page import Column
 from analysis.tables import VARIANTS, Tables
+from analysis.variants import without_variants
 from scaling.rundir import INFERENCE, PICTURES, read_json
 
 SHEET = "reconstruction.png"
 SHEETS_SHOWN = 8
 CELL = ("strategy", "encoder", "size", "stage")
+PIXELS = Column("resolution", "Pixels", page.count)
 TABLE = (
     *(Column(name, name.capitalize(), page.text, numeric=False) for name in CELL),
+    PIXELS,
     Column("protocol", "Evaluated by", page.text, numeric=False),
     Column("dataset", "Data set", page.text, numeric=False),
     Column("weights", "Weights", page.text, numeric=False),
@@ -29,7 +33,7 @@ TABLE = (
 
 INFERENCE_TABLE = (
     *(Column(name, name.capitalize(), page.text, numeric=False) for name in (*CELL, "output")),
-    Column("resolution", "Pixels", page.count),
+    PIXELS,
     Column("batch", "Batch", page.count),
     Column("precision", "Precision", page.text, numeric=False),
     Column("device", "Device", page.text, numeric=False),
@@ -50,20 +54,25 @@ def parts(tables: Tables) -> list[tuple[str, str, str]]:
 
 def other_evaluations(tables: Tables) -> str:
     """Accuracies at the end of completed runs that are not the run's own top-1; "" where there are none."""
-    own = tables.completed[["study", "run", *CELL, "protocol"]].rename(columns={"protocol": "protocol_of_run"})
+    own = without_variants(tables.completed)[["study", "run", *CELL, "total_images_seen", "protocol"]]
+    own = own.rename(columns={"protocol": "protocol_of_run"})
     rows = tables.evaluations[tables.evaluations["top1"].notna()].merge(own, on=["study", "run"])
     last = rows.groupby(["study", "run"])["step"].transform("max")
     other = rows["dataset"].astype(str).str.startswith(VARIANTS)
     rows = rows[(rows["step"] == last) & ((rows["protocol"] != rows["protocol_of_run"]) | other)]
     if not len(rows):
         return ""
-    by = [*CELL, "protocol", "dataset", "weights"]
-    found = rows.groupby(by, as_index=False).agg(
+    by = [*CELL, "resolution", "protocol", "dataset", "weights"]
+    longest = rows.groupby(by, dropna=False)["total_images_seen"].transform("max")
+    rows = rows[rows["total_images_seen"].isna() | (rows["total_images_seen"] >= longest)]
+    found = rows.groupby(by, as_index=False, dropna=False).agg(
         top1=("top1", "mean"), lowest=("top1", "min"), highest=("top1", "max"), runs=("top1", "size")
     )
+    columns = [column for column in TABLE if column is not PIXELS or several(found, column.field)]
     return f"""<p>A frozen encoder's features, judged without training it: by the labels of the nearest training images
 (knn) and by a linear classifier on top (linear_probe). Other test sets (imagenet-...) ask the same classifier again.
-None of these numbers enters a curve above.</p>{page.table(found, TABLE)}"""
+Of several lengths of training the longest stands here. None of these numbers enters a curve above.</p>
+{page.table(found, columns)}"""
 
 
 def inference(tables: Tables) -> str:

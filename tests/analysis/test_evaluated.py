@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from analysis.collect import collect_runs
-from analysis.evaluated import inference
+from analysis.evaluated import inference, other_evaluations
 from analysis.figures import accuracies
 from analysis.report import write_report
-from scaling.rundir import EVALUATIONS, INFERENCE, PICTURES
-from tests.analysis.folders import STEPS, append, evaluation, write_study
+from scaling.rundir import EVALUATIONS, INFERENCE, PICTURES, SUMMARY
+from tests.analysis.folders import BATCH, STEPS, append, evaluation, write_study
 
 
 def test_rows_beside_the_accuracy_get_a_table(tmp_path: Path) -> None:
@@ -33,6 +33,18 @@ def test_rows_beside_the_accuracy_get_a_table(tmp_path: Path) -> None:
         "ar|mamba|pico|pretrain|knn|fashion-mnist|raw|43.0 %|42.0 %|44.0 %|2",
         "scratch|mamba|pico|finetune|finetune|imagenet-a|raw|12.3 %|12.3 %|12.3 %|2",
     ]
+
+
+def test_other_test_sets_are_of_one_resolution_and_of_the_longest_training(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=("scratch",), sizes=("pico",), lengths=(1, 2))
+    for run in study.glob("scratch*"):
+        length = json.loads((run / SUMMARY).read_text())["images_seen"] // (STEPS * BATCH)
+        found = {32: 0.1 * length, 48: 0.2 * length}
+        rows = [evaluation(found[px], step=length * STEPS, dataset="imagenet-a", resolution=px) for px in found]
+        append(run / EVALUATIONS, *rows)
+    section = other_evaluations(collect_runs(study))
+    rows = [re.findall(r">([^<>]+)</td>", row) for row in section.split("<tr>")[2:]]
+    assert [(row[4], row[8], row[-1]) for row in rows] == [("32", "20.0 %", "1"), ("48", "40.0 %", "1")]
 
 
 def test_other_test_sets_say_nothing_of_how_sure_the_accuracy_is(tmp_path: Path) -> None:
