@@ -19,6 +19,8 @@ from analysis.solve import Problem
 from scaling.errors import UserError
 
 CROSSING_POINTS = 80
+NO_SCATTER = 1e-24
+"""Variance of log y below which points lie on their law: it keeps residuals that are all zero from being divided by."""
 DIFFERENCE = ("difference", "low", "high", "p")
 
 
@@ -43,10 +45,10 @@ def joint_units(first: Units, second: Units, paired: bool) -> Units:
     if paired:
         stacked = np.stack(residuals)
         covariance = stacked @ stacked.T / first.freedom
-        whiten = np.kron(np.linalg.inv(np.linalg.cholesky(covariance + 1e-12 * np.trace(covariance) * np.eye(2))),
-                         np.eye(count))  # fmt: skip
+        least = (1e-12 * np.trace(covariance) + NO_SCATTER) * np.eye(2)
+        whiten = np.kron(np.linalg.inv(np.linalg.cholesky(covariance + least)), np.eye(count))
     else:
-        scales = [np.full(len(units.problem.log_y), units.variance**-0.5) for units in (first, second)]
+        scales = [np.full(len(units.problem.log_y), (units.variance + NO_SCATTER) ** -0.5) for units in (first, second)]
         whiten = np.diag(np.concatenate(scales))
 
     def curve(theta: Array, _x: Array) -> tuple[Array, Array]:

@@ -164,6 +164,20 @@ def test_runs_without_seeds_or_of_sizes_in_another_order_are_no_partners() -> No
         assert row["difference"] == pytest.approx(compare_exponents(fits(runs)).iloc[0]["difference"])
 
 
+@pytest.mark.parametrize("seeds", [{"seed": [0] * 5}, {}])
+def test_points_without_any_scatter_can_be_compared(seeds: dict[str, list[int]]) -> None:
+    """As where every run guesses, with the same accuracy at every size."""
+    parts = [
+        pd.DataFrame({"strategy": name, "x": SIZES, "y": 0.9 * (SIZES / SIZES[0]) ** c, **seeds})
+        for name, c in (("ar", 0.0), ("mae", 0.0), ("scratch", -0.25))
+    ]
+    table = compare_strategies(pd.concat(parts), "power", "x", "y").set_index(["first", "second"])
+    assert table["paired"].all() == bool(seeds)
+    assert table["difference"].to_numpy() == pytest.approx([0, 0.25, 0.25])
+    assert table[["low", "high"]].to_numpy() == pytest.approx(table[["difference"] * 2].to_numpy(), abs=1e-9)
+    assert table["p"].to_numpy() == pytest.approx([1, 0, 0], abs=1e-9)
+
+
 def test_partners_are_of_one_size_even_where_their_parameters_differ() -> None:
     table = study({"ar": -0.25, "mae": -0.22}, shared=0.03).assign(size=lambda rows: rows["x"].astype(str))
     heavier = table.assign(x=np.where(table["strategy"] == "mae", 1.1, 1.0) * table["x"])
