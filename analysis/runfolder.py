@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def keep_metrics(records: list[Record]) -> tuple[list[Record], int]:
     An attempt that resumes at step s redoes everything from s on, so what lower attempts wrote at s or later is lost,
     even at steps that the higher attempt did not log. Within one attempt the later line stands.
     """
-    usable = [record for record in records if isinstance(record.get("step"), int | float)]
+    usable = [record for record in records if isinstance(step := record.get("step"), int | float) and isfinite(step)]
     kept: dict[float, Record] = {}
     horizon = float("inf")
     for attempt in sorted({_attempt(record) for record in usable}, reverse=True):

@@ -106,6 +106,7 @@ def test_columns_of_a_collected_table_are_what_they_are_called_or_refused(tmp_pa
         with pytest.raises(UserError, match=said):
             collected(text)
     assert collected("top1,parameters\n0.5,1e6\n-,85M\n").runs[["top1", "parameters"]].count().tolist() == [1, 1]
+    assert collected("top1,parameters\n0.5,1e6\n0.6,inf\n").runs["parameters"].count() == 1
     assert len(collected("top1,state\n0.5,finished\n0.6,crashed\n").completed) == 2
     tables = collected("top1,state\n0.5,completed\n0.6,failed\n")
     assert list(tables.excluded["reason"]) == ["failed, not completed"]
