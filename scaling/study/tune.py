@@ -42,13 +42,21 @@ class Arm:
 
 
 def at_edge(grid: dict[str, list[Any]], chosen: Values) -> list[str]:
-    """Chosen numbers that are the smallest or largest of their grid: a better one may lie beyond, except below 0."""
+    """Chosen numbers that are the smallest or largest of their grid: a better one may lie beyond, except below 0.
+
+    What is no number in a grid, as null or a name, has no place among the others.
+    """
+    numbers = {name: {value for value in values if _is_number(value)} for name, values in grid.items()}
     return [
         name
         for name, value in chosen.items()
-        if isinstance(value, int | float) and value and len(grid[name]) > 1
-        if value in (min(grid[name]), max(grid[name]))
+        if _is_number(value) and value and len(numbers[name]) > 1
+        if value in (min(numbers[name]), max(numbers[name]))
     ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def write_tuning(study: Study, folder: Path, fingerprint: str, samples: int | None, classes: int | None) -> None:

@@ -139,6 +139,7 @@ def test_edges() -> None:
     grid: dict[str, list[Any]] = {"lr": [1, 2, 3], "drop": [0.0, 0.1], "one": [5], "name": ["a", "b"]}
     assert at_edge(grid, {"lr": 2, "drop": 0.0, "one": 5, "name": "a"}) == []
     assert at_edge(grid, {"lr": 1, "drop": 0.1, "one": 5, "name": "b"}) == ["lr", "drop"]
+    assert at_edge({"clip": [None, 1.0, 3.0], "flip": [False, True]}, {"clip": 3.0, "flip": True}) == ["clip"]
 
 
 def test_trials_are_matched_like_final_runs(tmp_path: Path) -> None:
