@@ -114,7 +114,7 @@ def trials(
     shorter = [] if any(name.startswith("finetune_384.") for name in grid) else [{"when": {}, "set": WITHOUT_384}]
     spanned = dataclasses.replace(
         study,
-        axes={**study.axes, "seed": (study.axes.get("seed") or [0])[:1], **grid},
+        axes={name: values[:1] if name == "seed" else values for name, values in study.axes.items()} | grid,
         rules=[*study.rules, *shorter],
         data=dataclasses.replace(study.data, held_out=study.tune.held_out),
     )

@@ -64,6 +64,13 @@ def test_the_pretraining_is_shared_with_the_final_runs(tmp_path: Path) -> None:
     assert len(shared) == 2
 
 
+def test_the_pretraining_is_shared_where_the_seed_is_no_axis(tmp_path: Path) -> None:
+    axes = {name: values for name, values in STUDY["axes"].items() if name != "seed"}
+    study = study_of(tmp_path, axes=axes, defaults=STUDY["defaults"] | {"seed": 5})
+    trained = {run.run for run in runs(study, "f" * 16) if run.stage == "pretrain"}
+    assert trained == {name for name, run in trials(study, "f" * 16, None, None)[0].items() if run.stage == "pretrain"}
+
+
 def test_a_tuned_pretraining_does_without_the_held_out_images(tmp_path: Path) -> None:
     """And arms without a pretraining have no trials that differ in it alone."""
     grid = {"pretrain.lr": [1e-3, 2e-3], "finetune.lr": [1e-3, 2e-3]}
