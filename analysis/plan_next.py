@@ -154,6 +154,9 @@ def best_use(strategy: str, fit: Fit, cost: Array, budget: float) -> Plan:
         if index == best or fit.units.p_value(_ratio(places[index], places[best]), 0.0) >= 0.05
     ]  # fmt: skip
     row = fit.predict({X[0]: [np.exp(log_n[best])], X[1]: [np.exp(log_d[best])]}).iloc[0]
+    if row["y"] >= 1:
+        why = f"at {np.exp(log_d[best]):.3g} images the law says an error of {row['y']:.0%}"
+        raise UserError("budget", budget, "GPU-hours for runs like those that were fitted", why)
     images = fit.points[X[1]]
     outside = best in (0, GRID - 1) or not images.min() <= np.exp(log_d[best]) <= images.max()
     outside = outside or not sizes.min() <= np.exp(log_n[best]) <= sizes.max()

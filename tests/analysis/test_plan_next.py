@@ -119,6 +119,8 @@ def test_the_command_prints_the_plan_and_writes_it(tmp_path: Path, capsys: pytes
 
 
 def test_what_cannot_be_planned_is_refused() -> None:
+    with pytest.raises(UserError, match=r"budget: 1e-06 .*images the law says an error of 1698%"):
+        plan_next(study(noise=1e-4), 1e-6)
     with pytest.raises(UserError, match="several total_images_seen for each parameters"):
         plan_next(study(noise=0.01, lengths=(1e6,)), 10.0)
     with pytest.raises(UserError, match="GPU-hours above 0"):
