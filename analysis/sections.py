@@ -169,23 +169,24 @@ def _mean(values: pd.Series) -> str | None:
 
 def _caution(data: pd.DataFrame) -> str:
     """What differences may be read into the numbers, from the numbers themselves."""
-    seeds = data.groupby(["protocol", *ARM, "size"], dropna=False)["seed"].nunique()
+    cells = data.groupby(["protocol", *ARM, "size"], dropna=False)["seed"]
     width = data["half_width"].max()
     sampling = (
         f"The finite test split alone makes each accuracy uncertain by up to ±{100 * width:.1f} points (95 %). "
         if width == width
         else ""
     )
-    if seeds.max() <= 1:
+    if cells.size().max() <= 1:
         return (
             "Every number is the last evaluation of one run, never the best of several. "
             + sampling
             + "With one seed a "
             "cell the page cannot tell how much of a difference is due to chance, so small differences rank nothing."
         )
+    over = "seeds" if (cells.size() == cells.nunique()).all() else "runs that may differ in more than their seed"
     return (
-        "Every number is a mean over seeds of each run's last evaluation; ± is the standard deviation, in brackets the "
-        "number of seeds. Of several lengths of training the longest stands here. " + sampling
+        f"Every number is a mean over {over}, of each run's last evaluation; ± is the standard deviation, in brackets "
+        "the number of runs. Of several lengths of training the longest stands here. " + sampling
     )
 
 

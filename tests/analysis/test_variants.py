@@ -13,6 +13,7 @@ from scipy import stats
 from analysis.collect import collect_runs
 from analysis.figures import accuracies
 from analysis.figures_planes import finetuned
+from analysis.sections import accuracy
 from analysis.variants import section, varied
 from scaling.rundir import CONFIG, SUMMARY
 from tests.analysis.folders import write_run
@@ -94,6 +95,7 @@ def test_two_equal_halves_stay(tmp_path: Path) -> None:
     assert not table["usual"].any()
     assert set(table["variant"]) == {"finetune.scan_directions 4", "finetune.scan_directions 1"}
     assert len(accuracies(tables)) == 6
+    assert "a mean over runs that may differ in more than their seed" in accuracy(tables)
 
 
 def test_seeds_and_lengths_are_no_variants(tmp_path: Path) -> None:
@@ -104,3 +106,4 @@ def test_seeds_and_lengths_are_no_variants(tmp_path: Path) -> None:
     assert varied(tables.completed).empty
     assert section(tables) == ""
     assert len(accuracies(tables)) == 6
+    assert "a mean over seeds, of each" in accuracy(tables)
