@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis import page
+from analysis import page, style
 from analysis.arms import several
 from analysis.figures import accuracies, at_full_length
 from analysis.page import Column
@@ -48,7 +48,7 @@ def against_control(data: pd.DataFrame) -> pd.DataFrame:
             differences = (np.nan,) * 3 if name == CONTROL or own.empty else spread(own)
             rows.append((*place, name, *spread(seeds[name].dropna()), *differences, len(own)))
     columns = [*CELL, "strategy", "mean", "low", "high", "difference", "difference_low", "difference_high", "seeds"]
-    return pd.DataFrame(rows, columns=columns)
+    return style.reading_order(pd.DataFrame(rows, columns=columns), [*CELL, "strategy"])
 
 
 def section(tables: Tables) -> str:

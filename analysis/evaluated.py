@@ -72,7 +72,7 @@ def other_evaluations(tables: Tables) -> str:
     return f"""<p>A frozen encoder's features, judged without training it: by the labels of the nearest training images
 (knn) and by a linear classifier on top (linear_probe). Other test sets (imagenet-...) ask the same classifier again.
 Of several lengths of training the longest stands here. None of these numbers enters a curve above.</p>
-{page.table(found, columns)}"""
+{page.table(style.reading_order(found, by), columns)}"""
 
 
 def inference(tables: Tables) -> str:
@@ -88,7 +88,7 @@ def inference(tables: Tables) -> str:
     table = pd.DataFrame(rows).groupby(by, as_index=False).agg(rate=(rate, "median"), runs=(rate, "size"))
     return f"""<p>One device answers again and again for a batch that it holds already: medians over passes, and over
 runs where there are several. Pretrained modules give features, classifiers logits.</p>
-{page.table(table, INFERENCE_TABLE)}"""
+{page.table(style.reading_order(table, by), INFERENCE_TABLE)}"""
 
 
 def reconstructions(tables: Tables) -> str:

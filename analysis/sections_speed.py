@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis import control, page
+from analysis import control, page, style
 from analysis.arms import ARM, several
 from analysis.page import Column
 from analysis.sections import number_of
@@ -107,7 +107,8 @@ def target_cost(tables: Tables, target: float | None, price: float) -> str:
         middle = part[["gpu_hours", "cost", "hours", "images", "top1"]].median()
         text = f"{reached} of {len(part)}" if reached else "not reached"
         rows.append({**dict(zip(cell, place, strict=True)), "reached": text, **middle})
-    table = pd.DataFrame(rows).sort_values("gpu_hours", kind="stable", na_position="last")
+    table = style.reading_order(pd.DataFrame(rows), cell)
+    table = table.sort_values("gpu_hours", kind="stable", na_position="last")
     alike = [name for name in ("protocol", "resolution", "data") if not several(table, name)]
     table = table.drop(columns=[*alike, *([] if price else ["cost"])])
     why = "The median of the final accuracies, for want of a target" if target is None else "The target asked for"

@@ -192,6 +192,18 @@ def size_order(runs: pd.DataFrame) -> list[str]:
     )
 
 
+def reading_order(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """`table` sorted by these columns: sizes from small to large, strategies as in the glossary, others as they are."""
+    ladder = list(MARKERS)
+
+    def places(column: pd.Series) -> pd.Series:
+        if column.name == "size":
+            return column.map(lambda size: ladder.index(size) if size in ladder else len(ladder))
+        return column.map(strategy_order(column.dropna()).index) if column.name == "strategy" else column
+
+    return table.sort_values(list(by), key=places, kind="stable", ignore_index=True)
+
+
 def compact(value: float, _position: object = None) -> str:
     """1.2e6 as 1.2M."""
     for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):

@@ -54,6 +54,13 @@ def test_seeds_in_another_order_pair_alike() -> None:
     pd.testing.assert_frame_equal(against_control(table), against_control(table.sample(frac=1, random_state=3)))
 
 
+def test_rows_go_from_small_sizes_to_large_and_strategies_as_in_the_glossary() -> None:
+    table = pd.concat([table_of(TOP1).assign(size=size) for size in ("nano", "pico", "large", "base", "mine")])
+    found = against_control(table)
+    assert list(found["size"].unique()) == ["pico", "nano", "base", "large", "mine"]
+    assert list(found["strategy"])[:3] == ["ar", "mae", "scratch"]
+
+
 def test_one_seed_has_no_interval_and_no_control_no_table() -> None:
     mean, low, high = spread(pd.Series([0.5]))
     assert (mean, np.isnan(low), np.isnan(high)) == (0.5, True, True)
