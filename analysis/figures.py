@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter
 from analysis import style
 from analysis.arms import ARM, labels
 from analysis.figures_compare import ranking
-from analysis.published import overlay
+from analysis.published import name_models, overlay
 from analysis.style import Picture
 from analysis.tables import Tables
 from analysis.throughput import RUN, STEADY_RULE, pareto_front, run_rates
@@ -91,6 +91,8 @@ def accuracy(tables: Tables, against: str, published: pd.DataFrame | None = None
         panel.set_xlabel(label)
         panel.set_ylabel(f"Top-1 accuracy, {PROTOCOL_NAMES.get(protocol, protocol)}")
         style.log_axis(panel, "x", [*part[column], *(shown["parameters"] if shown is not None else ())], formatter)
+        if shown is not None:
+            name_models(panel, shown)
     reading = {
         "parameters": "Higher is better.",
         "flops": "Higher is better; of two points at one height, the one further left got there with less computation.",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -14,13 +12,15 @@ from scaling.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parent / "published.csv"
 """ImageNet-1K top-1 of ARM and its peers, as read in the paper's abstract or the official repositories."""
+NAME_INCHES, NAME_HEIGHT = 1.0, 0.036
+"""The width of the longest name, and the part of the axes' height that a line of them takes."""
 COLUMNS = ("model", "strategy", "parameters", "top1", "source", "protocol")
 
 
 def read_published(path: Path = SHIPPED) -> pd.DataFrame:
     """A csv with the columns of COLUMNS: top1 a fraction, source and protocol in words; none may be empty."""
     if not path.is_file():
-        raise UserError("published", str(path), f"a csv file with the columns {', '.join(COLUMNS)}")
+        raise UserError("published", str(path), f"imagenet, or a csv file with the columns {', '.join(COLUMNS)}")
     table = pd.read_csv(path)
     missing = [name for name in COLUMNS if name not in table]
     if missing:
@@ -34,19 +34,25 @@ def read_published(path: Path = SHIPPED) -> pd.DataFrame:
 
 
 def overlay(axes: Axes, table: pd.DataFrame) -> None:
-    """Hollow diamonds with the model's name: published, not measured here. Names of neighbours stand one above another.
+    """Hollow diamonds: published, not measured here. Before the axes' limits are settled; `name_models` after."""
+    for strategy, part in table.groupby("strategy"):
+        colour = style.hue(str(strategy))
+        axes.plot(part["parameters"], part["top1"], "D", ls="none", mfc="none", mec=colour, mew=1.3, markersize=6.5,
+                  zorder=1)  # fmt: skip
 
-    Call it before the axes' limits are settled; a name is put down where it will not run over the one below it.
+
+def name_models(axes: Axes, table: pd.DataFrame) -> None:
+    """The models' names beside their diamonds, those of neighbours one above another: as far apart as the type is high.
+
+    That is a matter of the axes, not of the numbers: our own accuracies may stretch them as far as they like.
     """
     ordered = table.sort_values("top1", kind="stable")
-    gap = 0.035 * max(float(np.ptp(ordered["top1"])), 0.05)
+    near = NAME_INCHES / axes.get_window_extent().width * axes.figure.dpi
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places = to_axes.transform(ordered[["parameters", "top1"]].to_numpy(dtype=float))
     placed: list[tuple[float, float]] = []
-    columns = [ordered[name].to_list() for name in ("model", "strategy", "parameters", "top1")]
-    for model, strategy, parameters, top1 in zip(*columns, strict=True):
-        colour, x = style.hue(str(strategy)), math.log10(parameters)
-        near = [height for place, height in placed if abs(place - x) < 0.6]
-        height = max([top1, *(other + gap for other in near)])
+    for (x, y), model, strategy in zip(places, ordered["model"], ordered["strategy"], strict=True):
+        height = max([y, *(other + NAME_HEIGHT for place, other in placed if abs(place - x) < near)])
         placed.append((x, height))
-        axes.plot([parameters], [top1], "D", mfc="none", mec=colour, mew=1.3, markersize=6.5, zorder=1)
-        axes.annotate(model, (parameters, top1), xytext=(parameters * 1.12, height), textcoords="data", va="center",
-                      fontsize=7, color=colour, annotation_clip=False)  # fmt: skip
+        axes.annotate(str(model), (x, height), (6, 0), xycoords="axes fraction", textcoords="offset points",
+                      va="center", fontsize=7, color=style.hue(str(strategy)), annotation_clip=False)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -168,6 +169,24 @@ def test_contenders_are_drawn_by_rate_and_told_against_the_baseline() -> None:
     assert [bar.get_width() for bar in axes.patches] == [100.0, 150.0, 250.0]  # type: ignore[attr-defined]
     assert [text.get_text().strip() for text in axes.texts] == ["100", "150 (1.5x)", "250 (2.5x)"]
     assert len({bar.get_facecolor() for bar in axes.patches}) == 2
+
+
+def test_no_two_names_of_published_models_overlap_whatever_our_accuracies_are(tmp_path: Path) -> None:
+    write_study(tmp_path, sizes=("pico", "nano", "micro"))
+    (tmp_path / "low.csv").write_text("parameters,top1\n4e5,0.1\n2e6,0.3\n")
+    for tables in (
+        collect_runs(tmp_path),
+        collect_table(tmp_path / "low.csv", {"strategy": "'ar'", "protocol": "'finetune'"}),
+    ):
+        with style.drawing():
+            picture = accuracy(tables, "parameters", read_published())
+            assert picture is not None
+            picture.figure.draw_without_rendering()
+            names = {text.get_text(): text.get_window_extent() for text in picture.figure.axes[0].texts
+                     if text.get_text() in set(read_published()["model"])}  # fmt: skip
+        assert len(names) == len(read_published())
+        for one, other in itertools.combinations(names, 2):
+            assert not names[one].overlaps(names[other]), (one, other)
 
 
 def test_published_numbers_have_a_source_and_a_protocol_or_are_refused(tmp_path: Path) -> None:
