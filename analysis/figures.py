@@ -256,7 +256,7 @@ def loss_curves(tables: Tables, pretraining: bool) -> Picture | None:
             else "All panels show the same classification loss on the same axis. Not a test result."
         )
     )
-    return Picture(name, title, caption, figure, data, wide=True)
+    return Picture(name, title, caption, figure, data, wide=len(strategies) > 1)
 
 
 def _shown_curves(runs: pd.DataFrame) -> pd.DataFrame:

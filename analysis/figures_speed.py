@@ -3,6 +3,8 @@ whole steps as a bench times them."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -22,6 +24,7 @@ STAGES = {"pretrain": "Pretraining", "finetune": "Finetuning", "probe": "Probe"}
 CELL = ["strategy", "encoder", "size", "stage"]
 PARTS = (("data_seconds", "waiting for data", style.MUTED), ("model_seconds", "computing", "#0072B2"))
 RESOURCES = (("mfu", "Model FLOPs utilisation"), ("memory_gib", "Peak memory of a device, GiB"))
+CASES_A_ROW = 3
 BARS = 40
 """Rows of the time breakdown; of more kinds of runs, the slowest."""
 
@@ -142,13 +145,19 @@ def resources(tables: Tables) -> Picture | None:
 
 def step_rates(table: pd.DataFrame) -> Picture | None:
     """Images per second of the contenders of every case of `bench step`, a panel a case; columns benches.STEPS."""
-    data = table.dropna(subset="images_per_second")
+    data = style.reading_order(table.dropna(subset="images_per_second"), ["stage", "size"])
     if data.empty:
         return None
     cases = list(data.groupby([*CELL, "micro_batch", "device"], sort=False, dropna=False))
     most = max(len(rows) for _, rows in cases)
-    figure, grid = style.panels(1, len(cases), 1.6 + 3.4 * len(cases), 1.1 + 0.36 * most)
-    for axes, ((_, _, size, stage, batch, _), rows) in zip(grid[0], cases, strict=True):
+    columns = min(len(cases), CASES_A_ROW)
+    lines = math.ceil(len(cases) / columns)
+    width = 1.6 + 3.4 * columns if columns < CASES_A_ROW else 11.6
+    figure, grid = style.panels(lines, columns, width, (1.1 + 0.36 * most) * lines)
+    panels = [axes for line in grid for axes in line]
+    for axes in panels[len(cases) :]:
+        axes.set_axis_off()
+    for axes, ((_, _, size, stage, batch, _), rows) in zip(panels, cases, strict=False):
         rows = rows.sort_values("images_per_second", ignore_index=True)
         baseline = rows["name"].str.startswith("baseline ")
         colours = [style.MUTED if grey else style.hue(str(rows["strategy"].iloc[0])) for grey in baseline]
@@ -166,7 +175,7 @@ def step_rates(table: pd.DataFrame) -> Picture | None:
         + (f", on {devices}" if devices else "")
         + ". In brackets: how many times the baseline (grey)."
     )
-    return Picture("step_rates", "Whole steps against a baseline", caption, figure, data, wide=True)
+    return Picture("step_rates", "Whole steps against a baseline", caption, figure, data, wide=columns > 1)
 
 
 def scaling_efficiency(cells: pd.DataFrame) -> Picture | None:

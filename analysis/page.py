@@ -14,6 +14,7 @@ import pandas as pd
 from analysis.style import Picture, compact, scientific, strategy_name
 
 TEMPLATE = Path(__file__).resolve().parent / "templates" / "report.html"
+PIXELS_PER_INCH = 96  # of a page, by the rules of CSS
 ROWS_SHOWN = 400
 """Rows of a table on the page; the rest stands in its csv."""
 
@@ -43,12 +44,13 @@ def page(title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequ
 
 
 def figure(picture: Picture) -> str:
-    """One picture, inline, with its caption and links to its files."""
+    """One picture, inline, no larger than drawn (so that its type is the page's), with its caption and its files."""
     image = base64.b64encode(picture.svg).decode("ascii")
+    widest = PIXELS_PER_INCH * picture.figure.get_figwidth()
     links = " · ".join(f'<a href="figures/{picture.name}.{kind}">{kind.upper()}</a>' for kind in ("csv", "png", "svg"))
     return (
         f'<figure id="{picture.name}"{" class=wide" if picture.wide else ""}><h3>{escape(picture.title)}</h3>'
-        f'<img alt="{escape(picture.title)}" src="data:image/svg+xml;base64,{image}">'
+        f'<img alt="{escape(picture.title)}" style="max-width: {widest:.0f}px" src="data:image/svg+xml;base64,{image}">'
         f"<figcaption>{escape(picture.caption)} {links}</figcaption></figure>"
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis import page
 from analysis.collect import collect_runs
 from analysis.figures import loss_curves
 from analysis.report import write_report
@@ -55,6 +56,14 @@ def test_no_loss_curve_runs_out_of_a_shared_axis(finished: Path) -> None:
     bottom, top = picture.figure.axes[0].get_ylim()
     assert bottom < picture.data["loss"].min()
     assert picture.data["loss"].max() < top
+
+
+def test_no_picture_is_shown_larger_than_it_was_drawn(tmp_path: Path) -> None:
+    study = write_study(tmp_path, strategies=("ar",))
+    picture = loss_curves(collect_runs(study), pretraining=True)
+    assert picture is not None
+    assert not picture.wide
+    assert f'style="max-width: {96 * picture.figure.get_figwidth():.0f}px"' in page.figure(picture)
 
 
 def test_the_same_tables_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:

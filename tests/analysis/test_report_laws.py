@@ -171,6 +171,17 @@ def test_contenders_are_drawn_by_rate_and_told_against_the_baseline() -> None:
     assert len({bar.get_facecolor() for bar in axes.patches}) == 2
 
 
+def test_many_cases_are_drawn_in_rows_from_small_to_large() -> None:
+    case = {"strategy": "ar", "encoder": "mamba", "stage": "pretrain", "micro_batch": 8, "device": "x", "name": "fast"}
+    sizes = ("base", "huge", "large", "small")
+    with style.drawing():
+        picture = step_rates(pd.DataFrame([case | {"size": size, "images_per_second": 9.0} for size in sizes]))
+    assert picture is not None
+    assert picture.figure.get_figwidth() < 12  # inches: of a wider one the page shrinks the type
+    titles = [axes.get_title(loc="left") for axes in picture.figure.axes]
+    assert titles == [*(f"Pretraining: {size}, 8 images" for size in ("small", "base", "large", "huge")), "", ""]
+
+
 def test_no_two_names_of_published_models_overlap_whatever_our_accuracies_are(tmp_path: Path) -> None:
     write_study(tmp_path, sizes=("pico", "nano", "micro"))
     (tmp_path / "low.csv").write_text("parameters,top1\n4e5,0.1\n2e6,0.3\n")
