@@ -150,16 +150,19 @@ def load_study(path: Path) -> Study:
     for number, rule in enumerate(rules):
         if not isinstance(rule, dict) or set(rule) != {"when", "set"}:
             raise UserError(f"rules[{number}]", rule, "a mapping with when and set")
-        for part in ("when", "set"):
-            require_mapping(f"rules[{number}].{part}", rule[part])
+        _require_conditions(f"rules[{number}].when", rule["when"])
+        require_mapping(f"rules[{number}].set", rule["set"])
+    recipes = [block for recipe in _expect(given, "recipes", list) for block in load_recipe(str(recipe))]
+    for block in recipes:
+        _require_conditions(f"{block.where}.when", block.when)
     exclude = _expect(given, "exclude", list)
     for number, when in enumerate(exclude):
-        require_mapping(f"exclude[{number}]", when)
+        _require_conditions(f"exclude[{number}]", when)
     return Study(
         name=name,
         purpose=choice("purpose", given.get("purpose", "accuracy"), PURPOSES),
         data=merge(DataConfig, _expect(given, "data", dict)),
-        recipes=[block for recipe in _expect(given, "recipes", list) for block in load_recipe(str(recipe))],
+        recipes=recipes,
         defaults=_expect(given, "defaults", dict),
         axes=axes,
         rules=rules,
@@ -179,6 +182,15 @@ def _expect(given: dict[str, Any], key: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise UserError(key, value, f"a {'mapping' if kind is dict else 'list'}")
     return value
+
+
+def _require_conditions(where: str, when: Any) -> None:
+    """UserError for a strategy, encoder or size that there is not: such a rule would hold nowhere, and say nothing."""
+    require_mapping(where, when)
+    for name, wanted in when.items():
+        for value in wanted if isinstance(wanted, list) else [wanted]:
+            if name in NAMED_AXES:
+                choice(f"{where}.{name}", value, NAMED_AXES[name])
 
 
 def _tune(given: Any, axes: dict[str, list[Any]]) -> Tune:

@@ -120,6 +120,9 @@ def test_conditions_on_an_axis_of_lists(tmp_path: Path) -> None:
         ({"purpose": "fun"}, ["purpose", "fun", "accuracy, throughput"]),
         ({"rules": [{"when": {"colour": "red"}, "set": {}}]}, ["rules[0].when.colour", "strategy"]),
         ({"rules": [{"when": {"size": "pico"}}]}, ["rules[0]", "when and set"]),
+        ({"rules": [{"when": {"strategy": "supervise"}, "set": {}}]}, ["rules[0].when.strategy", "'supervise'", "mae"]),
+        ({"rules": [{"when": {"size": ["pico", "nana"]}, "set": {}}]}, ["rules[0].when.size", "'nana'", "nano"]),
+        ({"exclude": [{"encoder": "vti"}]}, ["exclude[0].encoder", "'vti'", "mamba, vit"]),
         ({"defaults": SMALL["defaults"] | {"pretrain.lr": "fast"}}, ["pretrain.lr", "fast"]),
         (
             {"defaults": SMALL["defaults"] | {"pretrain.image_size": 30}},
