@@ -20,6 +20,7 @@ LOGS = {
     "data": ("UserError: data.shards: 'shards/x' is not valid. Valid: a folder of packed shards", ""),
     "disk": ("UserError: run folder: 'runs/a' is not valid ([Errno 28] No space left on device)", ""),
     "time limit": ("the time limit came before anything was saved: raise resources.time", ""),
+    "settings": ("UserError: finetune.eval_resize: 'none' is not valid. Valid: square or aspect", "Connection reset"),
     "other": ("ValueError: 17", "Traceback (most recent call last):\nValueError: 17\n"),
 }
 
