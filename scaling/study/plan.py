@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.index import read_index, split_folder
+from data.index import Index, read_index, split_folder
 from data.sources import known_sizes
 from scaling import rundir
 from scaling.config import DataConfig, RunConfig
@@ -140,8 +140,19 @@ def require_split(config: RunConfig, samples: int, classes: int) -> None:
         name = f"{config.stage}.global_batch"
         raise UserError(name, config.train.global_batch, f"at most the {samples} training images")
     if config.labelled:
-        if not config.data.held_out:
-            split_folder(config.data.shards, "test")
+        require_sizes(config, read_index(split_folder(config.data.shards, "train" if config.data.held_out else "test")))
         if classes < 2:
             why = f"the stage {config.stage} uses labels"
             raise UserError("data.shards", config.data.shards, "at least two classes", why)
+
+
+def require_sizes(config: RunConfig, judged: Index) -> None:
+    """Images that are evaluated as they are stored must be of the size that the run sees: known before it trains."""
+    size = config.train.image_size
+    if config.train.eval_resize == "none" and judged.image_size != size:
+        width, height = (
+            " to ".join(map(str, sorted(set(sides)))) for sides in (judged.images.width, judged.images.height)
+        )
+        valid = f"square or aspect, or shards whose images are {size} x {size}"
+        why = f"those of the split {judged.split} are {width} px wide, {height} px high"
+        raise UserError(f"{config.stage}.eval_resize", "none", valid, why)

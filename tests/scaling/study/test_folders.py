@@ -13,7 +13,7 @@ from scaling import files, rundir
 from scaling.errors import UserError
 from scaling.study import folders
 from scaling.study.folders import write_folders
-from scaling.study.plan import Plan, plan_study
+from scaling.study.plan import Plan, plan_study, require_data
 from scaling.study.table import load_study
 from tests.scaling.test_quickstart import armscale, tiny_study
 
@@ -28,6 +28,19 @@ def change(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_images_that_evaluation_could_not_take_as_they_are_are_refused_before_training(
+    plan: Plan, *, held_out: bool
+) -> None:
+    require_data(plan)
+    config = plan.rows[0].config
+    assert config.train.eval_resize == "none"
+    data, train = replace(config.data, held_out=0.05 if held_out else 0.0), replace(config.train, image_size=48)
+    wanted = r"finetune.eval_resize: 'none' .*those of the split \w+ are 32 px wide, 32 px high.*48 x 48"
+    with pytest.raises(UserError, match=wanted):
+        require_data(replace(plan, rows=[replace(plan.rows[0], config=replace(config, data=data, train=train))]))
 
 
 @pytest.mark.parametrize("completed", [True, False])
