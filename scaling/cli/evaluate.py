@@ -23,7 +23,9 @@ def evaluate(
     kind: Annotated[str, typer.Option(help="classification, pretrain_loss, knn or linear_probe.")] = "classification",
     dataset: Annotated[str, typer.Option(help="classification: imagenet-v2, -a, -r, -sketch or -real instead.")] = "",
     path: Annotated[str, typer.Option(help="Its packed shards, or the file of labels of imagenet-real.")] = "",
-    resize: Annotated[str, typer.Option(help="square (as the paper), aspect, or none.")] = "square",
+    resize: Annotated[
+        str, typer.Option(help="square, aspect, or none; default: the run's own, else square, as the paper.")
+    ] = "",
     batch: Annotated[int, typer.Option(min=1, help="Images a forward pass and rank.")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes a rank.")] = 0,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
@@ -48,7 +50,7 @@ def evaluate(
     options = EvaluatorConfig(kind, dataset=dataset, path=path)
     check_evaluator(options, stage, "evaluate")
     subject = subject_from(
-        module, shards, eval_resize=resize, batch=batch, workers=workers, precision=precision,
+        module, shards, eval_resize=resize or own_resize(checkpoint), batch=batch, workers=workers, precision=precision,
         normalization=normalization(checkpoint),
     )  # fmt: skip
     row = BUILDERS[kind](subject, options)
@@ -58,6 +60,18 @@ def evaluate(
         if output is not None:
             write_json(output, row)
     subject.rank.leave()
+
+
+def own_resize(checkpoint: Path) -> str:
+    """How the run that these weights are of scales its test images, so that its accuracy is found again."""
+    from models.weights import WEIGHTS
+    from scaling.reading import load_run
+    from scaling.rundir import CONFIG
+
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if (checkpoint.is_dir() or checkpoint.name == WEIGHTS) and (folder / CONFIG).is_file():
+        return load_run(folder / CONFIG).train.eval_resize
+    return "square"
 
 
 def _sentence(row: dict[str, object], size: int) -> str:

@@ -22,7 +22,7 @@ from models.config import SupervisedConfig
 from models.weights import WEIGHTS, write_module
 from scaling import rundir
 from scaling.checks import check
-from scaling.cli.evaluate import evaluate
+from scaling.cli.evaluate import evaluate, own_resize
 from scaling.config import EvaluatorConfig
 from scaling.errors import UserError
 from scaling.evaluate.knn import knn
@@ -87,16 +87,21 @@ def test_summary_keeps_to_the_stages_own_evaluation(evaluated: Path) -> None:
 
 
 def test_command_gives_what_the_run_found(evaluated: Path, tmp_path: Path, shards: Path) -> None:
-    """From the run folder alone, through `armscale evaluate`."""
+    """From the run folder alone, through `armscale evaluate`, which scales the images as the run did."""
     rows, _ = rundir.read_lines(evaluated / rundir.EVALUATIONS)
     found = by_command(evaluated, shards, tmp_path / "row.json", "linear_probe")
     assert found == {key: next(r for r in rows if r["protocol"] == "linear_probe")[key] for key in found}
 
 
-def by_command(run: Path, shards: Path, output: Path, kind: str) -> dict[str, object]:
+def test_images_are_scaled_as_by_the_run_and_for_other_checkpoints_as_in_the_paper(evaluated: Path) -> None:
+    assert own_resize(evaluated) == own_resize(evaluated / WEIGHTS) == "none"
+    assert own_resize(evaluated / "arm.pth") == own_resize(evaluated.parent) == "square"
+
+
+def by_command(run: Path, shards: Path, output: Path, kind: str, *more: str) -> dict[str, object]:
     app = Typer()
     app.command()(evaluate)
-    options = ["--kind", kind, "--resize", "none", "--batch", "48", "--output", str(output)]
+    options = ["--kind", kind, "--batch", "48", "--output", str(output), *more]
     result = CliRunner().invoke(app, [str(run), str(shards), *options])
     assert result.exit_code == 0, result.output
     assert "48 images at 32 px" in result.output
@@ -113,7 +118,7 @@ def test_official_checkpoints_are_evaluated_with_one_command(tmp_path: Path, sha
     write_module(module, path, to)
     alone = tmp_path / "shards"  # the published constants normalise, so that no training split is needed
     shutil.copytree(split_folder(shards, "test"), alone / "test")
-    found = by_command(path, alone, tmp_path / "row.json", "classification")
+    found = by_command(path, alone, tmp_path / "row.json", "classification", "--resize", "none")
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
     plain = Augmentation(image_size=module.encoder.config.image_size, eval_resize="none")
     batches = list(open_evaluation(alone, plain, batch=16))
