@@ -108,8 +108,9 @@ def write_tables(tables: Tables, folder: Path, previous: Tables | None = None) -
             file.write(text.getvalue())
 
 
-def read_tables(folder: Path) -> Tables:
+def read_tables(folder: Path | str) -> Tables:
     """The tables in a folder that `collect` wrote."""
+    folder = Path(folder)
     missing = [f"{name}.parquet" for name in NAMES if not (folder / f"{name}.parquet").is_file()]
     if missing:
         raise UserError("folder", str(folder), "a study folder, or a folder that `armscale collect` wrote",

@@ -176,7 +176,7 @@ def test_written_tables_read_back_and_the_same_tables_give_the_same_bytes(tmp_pa
     tables = collect_runs(write_study(tmp_path))
     for output in ("one", "two"):
         write_tables(tables, tmp_path / output)
-    back = read_tables(tmp_path / "one")
+    back = read_tables(str(tmp_path / "one"))  # as people write it in a notebook
     for name in NAMES:
         assert_frame_equal(getattr(back, name), getattr(tables, name))
         for kind in ("csv", "parquet"):
