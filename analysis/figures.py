@@ -273,7 +273,7 @@ def _loss_panel(axes: Axes, data: pd.DataFrame, sizes: list[str]) -> list[tuple[
     crowded = len(data) > 50 * style.RASTERIZE_ABOVE
     for size in present:
         part = data[data["size"] == size]
-        position = present.index(size) / max(1, len(present) - 1)
+        position = present.index(size) / (len(present) - 1) if len(present) > 1 else 1.0
         colour = style.shade(style.hue(str(part["strategy"].iloc[0])), position)
         curves = list(part.groupby(["study", "run"]))
         for _, curve in curves:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from analysis import control, page, style
@@ -82,7 +81,7 @@ def speed(tables: Tables, runs: pd.DataFrame) -> str:
     odd = groups["consistent"].agg(lambda values: int((~values).sum()))
     table["odd"] = [f"not in {number_of(count, 'run')}" if count else "yes" for count in odd]
     table["interval"] = [
-        f"{page.number(low)} to {page.number(high)}" if np.isfinite(low) else None
+        f"{page.number(low)} to {page.number(high)}" if low < high else None  # one logged interval has none
         for low, high in table[["low", "high"]].to_numpy()
     ]
     table = table.reset_index().sort_values(["stage", "strategy", "encoder", "parameters", "devices"], kind="stable")

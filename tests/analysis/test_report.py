@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
-from analysis import page
+from analysis import page, sections_speed, style
 from analysis.collect import collect_runs
 from analysis.figures import loss_curves
 from analysis.report import write_report
 from analysis.style import compact
+from analysis.throughput import speeds
 from scaling.errors import UserError
 from scaling.rundir import STATUS, SUMMARY
 from tests.analysis.folders import write_run, write_study
@@ -64,6 +66,19 @@ def test_no_picture_is_shown_larger_than_it_was_drawn(tmp_path: Path) -> None:
     assert picture is not None
     assert not picture.wide
     assert f'style="max-width: {96 * picture.figure.get_figwidth():.0f}px"' in page.figure(picture)
+
+
+def test_a_size_alone_has_the_full_colour_of_its_strategy(tmp_path: Path) -> None:
+    picture = loss_curves(collect_runs(write_study(tmp_path, strategies=("ar",), sizes=("pico",))), pretraining=True)
+    assert picture is not None
+    assert to_hex(picture.figure.axes[0].lines[0].get_color()) == style.hue("ar").lower()
+
+
+def test_one_logged_interval_has_no_interval_of_its_rate(finished: Path) -> None:
+    tables = collect_runs(finished)
+    runs = speeds(tables)
+    assert " to " in sections_speed.speed(tables, runs.assign(high=1.1 * runs["low"]))
+    assert " to " not in sections_speed.speed(tables, runs.assign(high=runs["low"]))
 
 
 def test_the_same_tables_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
