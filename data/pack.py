@@ -139,8 +139,12 @@ def _same(folder: Path, found: dict[str, Any], request: Request) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps others from packing into the folder, and clears what a killed packing was just writing."""
-    (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    with (folder / PARTS / "lock").open("w") as lock:
+    try:
+        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        lock = (folder / PARTS / "lock").open("w")
+    except OSError as error:
+        raise UserError("OUTPUT", str(folder), "a folder that can be written", why=error.strerror or "") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

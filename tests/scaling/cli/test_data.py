@@ -6,6 +6,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 from scaling.cli.data import app
+from scaling.errors import UserError
 from tests.conftest import draw_shape
 
 
@@ -25,3 +26,14 @@ def test_names_in_brackets_are_no_markup(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
         assert result.exit_code == 0, result.output
         assert told in result.output
+
+
+def test_an_output_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images" / "red").mkdir(parents=True)
+    draw_shape("circle", np.random.default_rng(0)).save(tmp_path / "images" / "red" / "0.png")
+    (tmp_path / "photos.tar").touch()
+    result = CliRunner().invoke(app, ["pack", f"imagefolder:{tmp_path / 'images'}", str(tmp_path / "photos.tar")])
+    assert isinstance(result.exception, UserError)
+    assert "photos.tar/train' is not valid (Not a directory). Valid: a folder that can be written" in str(
+        result.exception
+    )
