@@ -100,9 +100,11 @@ def launch(
     if dry_run:
         typer.echo("\n".join(launcher.scripts(planned, root, defaults, limit=jobs)))
     elif emit is not None:
-        for script in write_scripts(planned, root, defaults, emit, limit=jobs):
+        scripts = write_scripts(planned, root, defaults, emit, limit=jobs)
+        for script in scripts:
             typer.echo(str(script))
-        typer.echo(f"nothing is submitted; {emit / SUBMIT} submits them in order")
+        told = f"nothing is submitted; {emit / SUBMIT} submits them in order"
+        typer.echo(told if scripts else "no run is left to submit: see `armscale study status`")
     else:
         _submit(planned, root, defaults, jobs, wait=wait)
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from scaling.cli.study import app
 from scaling.config import ResourcesConfig, RunConfig
 from scaling.cost import Cost
 from scaling.errors import UserError
@@ -72,6 +74,20 @@ def test_without_slurm_a_study_is_emitted_again_and_cancelled(
         assert emit(plan, tmp_path, Site(), tmp_path / folder)
     assert sorted(cancel(plan, tmp_path)) == sorted(row.config.run for row in plan.rows)
     assert {row.state for row in plan_study(study, tmp_path).rows} == {"cancelled"}
+
+
+def test_emitting_what_is_left_of_a_study_says_when_nothing_is(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = write_study(tmp_path, shards)
+    monkeypatch.setenv("PATH", "")
+    plan = plan_study(load_study(study), tmp_path)
+    write_folders(plan, tmp_path)
+    command = ["launch", str(study), "--root", str(tmp_path), "--emit", str(tmp_path / "jobs")]
+    assert "submits them in order" in CliRunner().invoke(app, command).output
+    cancel(plan, tmp_path)
+    result = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "again")])
+    assert (result.exit_code, result.output) == (0, "no run is left to submit: see `armscale study status`\n")
 
 
 def options(text: str) -> dict[str, str]:
