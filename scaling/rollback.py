@@ -47,6 +47,7 @@ def roll_back(run: Run) -> None:
     step, consumed, rollbacks = counters.step, counters.consumed, counters.rollbacks
     state = run.engine.state()
     saved = checkpoint.load(checkpoint.at_step(run.attempt.folder, run.saver.newest), state)
+    run.engine.loaded()
     vars(counters).update(vars(saved))
     counters.images_skipped = consumed - saved.images_seen
     counters.rollbacks = rollbacks + 1

@@ -109,6 +109,21 @@ def test_a_spike_is_taken_back_once(tmp_path: Path, shards: Path) -> None:
 
 
 @pytest.mark.slow
+def test_after_a_rollback_zero_computes_with_the_weights_of_the_checkpoint(tmp_path: Path, shards: Path) -> None:
+    """ZeRO's modules hold copies of the weights that a checkpoint fills; a run alone on its rank has none."""
+    config = config_of(shards, 20, lr=1e-2)
+    alone = write_run(config, tmp_path / "alone")
+    copies = write_run(dataclasses.replace(config, engine="deepspeed"), tmp_path / "copies")
+    for folder in (alone, copies):
+        ended = run_disturbed(folder, "nan", 14 * BATCH, 16 * BATCH - 1)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "back to step 10" in ended.stderr
+    ours, theirs = (curve(rundir.read_lines(folder / rundir.METRICS)[0]) for folder in (copies, alone))
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_that_stays_ill_fails_with_its_bundle(tmp_path: Path, shards: Path) -> None:
     folder = write_run(config_of(shards, 30), tmp_path)
     ended = run_disturbed(folder, "nan", 14 * BATCH, 10_000 * BATCH)
