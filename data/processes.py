@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
+import multiprocessing.util  # its own hook at exit is to run after ours
 import os
 import signal
 import threading
@@ -60,6 +62,17 @@ def exit_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, name="exit-with-parent", daemon=True).start()
+
+
+@atexit.register
+def _kill_workers_left() -> None:
+    """Ends the loader's workers that an error on its way out of this process still holds.
+
+    Python ends those by SIGTERM, to which ours are deaf, and would wait for them for ever.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def each(

@@ -193,11 +193,14 @@ def execute(config: RunConfig, folder: Path, *, profile: bool = False) -> Path:
             endings.record_stop(attempt, str(stopped))
             rank.leave()
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised again
             ending = endings.record_failure(folder, rank, attempt, error)
-            if ending is error:
-                raise
-            raise ending from error
+            try:
+                if ending is error:
+                    raise
+                raise ending from error
+            finally:
+                del ending  # else error and frame would hold each other, and the frame the loader's workers
     return summary
 
 

@@ -112,3 +112,34 @@ def test_a_worker_holds_little_memory_and_ends_with_its_stream(shards: Path) -> 
     stream.close()  # type: ignore[attr-defined]  # a generator
     left = set(descendants(os.getpid())) - before
     assert len(left & workers) < len(workers)
+
+
+FAILS = """
+import sys
+from data.config import Augmentation
+from data.stream import open_stream
+
+def train():
+    plain = Augmentation(image_size=16)
+    stream = iter(open_stream(sys.argv[1], plain, global_batch=12, micro_batch=12, seed=0, workers=1))
+    next(stream)
+    if sys.argv[2] == "held":
+        train.stream = stream, train
+    raise ValueError("a fault in training")
+
+train()
+"""
+
+
+@pytest.mark.parametrize("kept", ["held", "by the traceback"])
+def test_a_process_that_fails_ends_though_its_workers_are_deaf(shards: Path, kept: str) -> None:
+    """Python ends what is left by SIGTERM, and waits."""
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", FAILS, str(shards), kept],
+        env={**os.environ, "PYTHONPATH": str(HOME)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert "a fault in training" in ended.stderr

@@ -1,14 +1,18 @@
 """How a run ends: its engine lets go of what it has recorded before the ranks leave their group."""
 
+import gc
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from data.batch import Batch
 from scaling import rundir
 from scaling.engines.single import SingleEngine
 from scaling.environment import Rank
 from scaling.reading import load_run
-from scaling.run import execute
+from scaling.run import Run, execute
 from scaling.saver import Saver
 from scaling.stop import Stopped
 from tests.scaling.runs import small_config, write_run
@@ -40,3 +44,31 @@ def test_the_engine_is_closed_before_the_ranks_leave(
     status = rundir.read_json(folder / rundir.STATUS)
     assert status is not None
     assert status["state"] == ending
+
+
+def test_an_error_holds_what_it_passed_through_no_longer_than_it_lasts(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loader that only the garbage collector finds cannot tell its workers to end, and waits for them."""
+    opened = Run.open_training_stream
+    streams: list[weakref.ref[Iterator[Batch]]] = []
+
+    def watched(run: Run) -> Iterator[Batch]:
+        stream = opened(run)
+        streams.append(weakref.ref(stream))
+        return stream
+
+    def broken(saver: Saver, step: int) -> bool:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(Run, "open_training_stream", watched)
+    monkeypatch.setattr(Saver, "due", broken)
+    folder = write_run(small_config(shards), tmp_path)
+    gc.disable()
+    try:
+        execute(load_run(folder / rundir.CONFIG), folder)
+    except ValueError:
+        assert streams[0]() is not None
+    finally:
+        gc.enable()
+    assert streams[0]() is None
