@@ -20,7 +20,7 @@ def record_stop(attempt: Attempt, reason: str) -> None:
 
 
 def record_failure(folder: Path, rank: Rank, attempt: Attempt | None, error: BaseException) -> BaseException:
-    """Records the failure of rank 0 and returns the error to end with.
+    """Records the failure of rank 0, or a user's error that this rank alone may have met; the error to end with.
 
     It is the run's only while this attempt is the newest. Where another rank has said before how the attempt ended,
     this is its consequence: connections break when a rank leaves.
@@ -30,7 +30,8 @@ def record_failure(folder: Path, rank: Rank, attempt: Attempt | None, error: Bas
     ended = _ended(folder, attempt)
     if ended is not None:
         return Stopped(ended[1]) if ended[0] == "stopped" else error
-    if rank.rank == 0 and not (attempt is not None and attempt.superseded):
+    is_told_here = rank.rank == 0 or (attempt is not None and isinstance(error, UserError))
+    if is_told_here and not (attempt is not None and attempt.superseded):
         try:
             message = f"{type(error).__name__}: {error}"
             write_status(folder, "failed", attempt=attempt.number if attempt else 0, error=message)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from data.batch import Batch
-from scaling import rundir
+from scaling import endings, rundir
+from scaling.attempt import Attempt
 from scaling.engines.single import SingleEngine
 from scaling.environment import Rank
+from scaling.errors import UserError
 from scaling.reading import load_run
 from scaling.run import Run, execute
 from scaling.saver import Saver
@@ -72,3 +74,18 @@ def test_an_error_holds_what_it_passed_through_no_longer_than_it_lasts(
     finally:
         gc.enable()
     assert streams[0]() is None
+
+
+def test_what_the_user_must_mend_is_told_by_the_rank_that_meets_it(tmp_path: Path) -> None:
+    """Rank 0 learns only that a connection broke; a shard may be missing among those of rank 1."""
+    attempt = Attempt.claim(tmp_path)
+    theirs = Attempt(tmp_path, attempt.number, writes=False)
+    missing, broken = UserError("shards", "shard-000003.tar", "all shards"), RuntimeError("connection closed by peer")
+    assert endings.record_failure(tmp_path, Rank(1, 2), theirs, broken) is broken
+    assert not (tmp_path / rundir.STATUS).exists()
+    assert endings.record_failure(tmp_path, Rank(1, 2), theirs, missing) is missing
+    assert endings.record_failure(tmp_path, Rank(0, 2), attempt, broken) is broken
+    status = rundir.read_json(tmp_path / rundir.STATUS)
+    assert status is not None
+    assert (status["state"], status["attempt"]) == ("failed", 1)
+    assert "shard-000003.tar" in status["error"]
