@@ -86,8 +86,10 @@ class Subject:
             yield Images(images, batch.labels.to(self.device, non_blocking=True), batch.samples)
 
     def first(self, count: int) -> Images:
-        """The first test images of this rank, for what one rank does alone; rank 0 has the split's first."""
-        alone = dataclasses.replace(self, batch=count, polled=iter)
+        """The first test images, however many ranks share the split: for what one rank does alone."""
+        alone = dataclasses.replace(
+            self, batch=count, polled=iter, rank=dataclasses.replace(self.rank, rank=0, ranks=1)
+        )
         return next(alone.batches())
 
     def autocast(self) -> torch.autocast:

@@ -1,5 +1,6 @@
 """Reconstructions: what is drawn is what the models predict, put back where it belongs."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from models.build import build_objective
+from models.config import EncoderConfig, MAEConfig
 from models.pixels import patchify, pixels_of, targets_of, unpatchify
 from scaling import rundir
+from scaling.environment import Rank
 from scaling.evaluate.pictures import GAP, MARGIN, SHOWN, TILE
+from scaling.evaluate.subject import subject_from
 from scaling.reading import load_run
 from scaling.run import execute
 from tests.scaling.runs import small_config, write_run
@@ -52,3 +57,15 @@ def test_a_pretraining_leaves_its_sheet(tmp_path: Path, shards: Path, strategy: 
             assert same == 16
     else:
         assert not (tile(1, 0) == tile(0, 0)).all()
+
+
+def test_the_same_images_are_drawn_at_every_world_size(shards: Path) -> None:
+    """Of 48 test images 5 ranks have 9 or 10 each, and the first of 50 none."""
+    module = build_objective(
+        EncoderConfig("vit", depth=1, width=32, image_size=32, patch_size=4),
+        MAEConfig(decoder_depth=1, decoder_width=32, decoder_heads=1),
+    ).get_submodule("module")
+    alone = subject_from(module, str(shards), eval_resize="none")
+    for ranks in (1, 5, 50):
+        shared = dataclasses.replace(alone, rank=Rank(0, ranks))
+        assert shared.first(12).samples.tolist() == list(range(12))
