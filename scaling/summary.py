@@ -87,13 +87,18 @@ def _measured(run: Run, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 
 def _rates(run: Run) -> dict[str, Any]:
-    """Median over the intervals but the first, which holds the start-up."""
-    rows = rundir.read_lines(run.attempt.folder / rundir.METRICS)[0]
-    steady = [row["images_per_second"] for row in rows[1:] or rows if row["images_per_second"]]
-    if not steady:
-        return {"images_per_second_per_device": None, "mfu": None}
-    rate = statistics.median(steady) / run.engine.rank.ranks
-    return {"images_per_second_per_device": rate, "mfu": run.log.utilisation(rate)}
+    """What the run reached as a rule, at whatever world sizes."""
+    rate = rate_of(rundir.read_lines(run.attempt.folder / rundir.METRICS)[0])
+    return {"images_per_second_per_device": rate, "mfu": None if rate is None else run.log.utilisation(rate)}
+
+
+def rate_of(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Images per second and device: median over the intervals but the first, which holds the start-up.
+
+    A resume may be on another number of devices.
+    """
+    steady = [row["images_per_second"] / row["devices"] for row in rows[1:] or rows if row["images_per_second"]]
+    return statistics.median(steady) if steady else None
 
 
 def _totals(run: Run, own: dict[str, Any]) -> dict[str, Any]:

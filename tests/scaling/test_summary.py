@@ -10,7 +10,7 @@ import pytest
 from scaling import rundir
 from scaling.attempt import Attempt, origins
 from scaling.checkpoint import committed, step_of
-from scaling.summary import lost_seconds
+from scaling.summary import lost_seconds, rate_of
 from tests.scaling.runs import BATCH, carry_out, command, environment, small_config, write_run
 
 SECONDS, DEVICES = 2.0, 4
@@ -40,6 +40,13 @@ def test_lost_work_is_what_a_later_attempt_did_not_go_on_from(
     logged: list[tuple[int, int]], starts: dict[int, int], lost_steps: int
 ) -> None:
     assert lost_seconds(rows(*logged), starts) == lost_steps * SECONDS * DEVICES
+
+
+def test_the_rate_is_that_of_a_device_at_every_world_size() -> None:
+    """Three quarters of a run on one device, the rest on eight; the first interval holds the start-up."""
+    logged = [(5.0, 1), (100.0, 1), (100.0, 1), (100.0, 1), (800.0, 8)]
+    assert rate_of([{"images_per_second": rate, "devices": devices} for rate, devices in logged]) == 100.0
+    assert rate_of([]) is None
 
 
 def test_an_attempt_notes_where_it_goes_on_from(tmp_path: Path) -> None:
