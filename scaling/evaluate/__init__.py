@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ BUILDERS: dict[str, Evaluator] = {
     "reconstruction": reconstruction,
     "throughput": throughput,
 }
+
+WITHOUT_ROWS = ("reconstruction", "throughput")
 
 
 def having_turn(config: RunConfig, step: int, *, finished: bool) -> list[EvaluatorConfig]:
@@ -76,7 +79,7 @@ def evaluate(run: Run, *, finished: bool = True) -> list[dict[str, Any]]:
         return []
     records = Records(run.attempt, rundir.EVALUATIONS, rundir.EVALUATION_KEYS)
     rows = []
-    for weights in ("raw", "ema") if run.engine.average else ("raw",):
+    for weights in _weights(run):
         subject = subject_of(run)
         with run.engine.evaluating(averaged=weights == "ema"):
             for entry in entries:
@@ -89,3 +92,23 @@ def evaluate(run: Run, *, finished: bool = True) -> list[dict[str, Any]]:
                 rows.append(row)
     records.close()
     return rows
+
+
+def was_cut(run: Run) -> bool:
+    """Whether earlier attempts ended within the evaluation of the step at which this one goes on; all ranks agree.
+
+    The state was committed before it began. The branching point of a decay was its trunk's to evaluate.
+    """
+    step = run.counters.step
+    if step == run.steps or run.counters.images_seen <= (run.config.train.branched_at or 0):
+        return False
+    entries = having_turn(run.config, step, finished=False)
+    due = len(_weights(run)) * sum(entry.kind not in WITHOUT_ROWS for entry in entries)
+    rows, _ = rundir.read_lines(run.attempt.folder / rundir.EVALUATIONS)
+    written = Counter(row["attempt"] for row in rows if row["step"] == step)
+    (cut,) = run.side.any(run.attempt.writes and max(written.values(), default=0) < due)
+    return cut
+
+
+def _weights(run: Run) -> tuple[str, ...]:
+    return ("raw", "ema") if run.engine.average else ("raw",)

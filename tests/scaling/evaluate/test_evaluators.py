@@ -1,7 +1,9 @@
 """The list of evaluators in a run: when each has its turn, that training does not notice, and that ranks agree."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,14 +23,17 @@ from models.build import build_objective
 from models.config import SupervisedConfig
 from models.weights import WEIGHTS, write_module
 from scaling import rundir
+from scaling.checkpoint import COMMIT
 from scaling.checks import check
 from scaling.cli.evaluate import evaluate, own_resize
 from scaling.config import EvaluatorConfig
 from scaling.errors import UserError
+from scaling.evaluate import BUILDERS
 from scaling.evaluate.knn import knn
-from scaling.evaluate.subject import subject_from
+from scaling.evaluate.subject import Subject, subject_from
 from scaling.reading import load_run
 from scaling.run import execute
+from scaling.stop import Stopped
 from tests.models.configs import encoder
 from tests.scaling.evaluate import several
 from tests.scaling.runs import carry_out, environment, small_config, write_run
@@ -49,6 +54,14 @@ def trained(config: object, root: Path) -> Path:
     return folder
 
 
+def turns(folder: Path) -> dict[str, list[int]]:
+    """Steps of the rows of each protocol, as they were written."""
+    found: dict[str, list[int]] = {}
+    for row in rundir.read_lines(folder / rundir.EVALUATIONS)[0]:
+        found.setdefault(row["protocol"], []).append(row["step"])
+    return found
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     """A pretraining of six steps with every evaluator."""
@@ -57,16 +70,36 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
 
 def test_each_has_its_turn_during_training_and_after_it(evaluated: Path) -> None:
     rows, _ = rundir.read_lines(evaluated / rundir.EVALUATIONS)
-    turns: dict[str, list[int]] = {}
-    for row in rows:
-        turns.setdefault(row["protocol"], []).append(row["step"])
-    assert turns == TURNS
+    assert turns(evaluated) == TURNS
     assert all(row["images"] == 48 and row["weights"] == "raw" for row in rows)
     assert all((row["top1"] is None) == (row["protocol"] == "pretrain_loss") for row in rows)
     inference = rundir.read_json(evaluated / "inference.json")
     assert inference is not None
     assert (inference["batch"], inference["output"]) == (48, "features")
     assert inference["images_per_second"] > 0
+
+
+def test_an_evaluation_that_a_stop_cut_is_made_when_the_run_goes_on(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [EvaluatorConfig("pretrain_loss", every=2), EvaluatorConfig("knn", every=2, k=5)]
+    config = small_config(shards, evaluate=entries, keep_checkpoints=4, ema=0.5)
+    folder = write_run(config, tmp_path)
+
+    def stopped(subject: Subject, entry: EvaluatorConfig) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return knn(subject, entry)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="during evaluation"):
+        patch.setitem(BUILDERS, "knn", stopped)
+        execute(load_run(folder / rundir.CONFIG), folder)
+    execute(load_run(folder / rundir.CONFIG), folder)
+    assert turns(folder) == {"pretrain_loss": [2, 2, 2, 4, 4, 6, 6], "knn": [2, 2, 4, 4, 6, 6]}
+
+    (folder / rundir.SUMMARY).unlink()  # as if killed after the evaluation of step 4, which is not made again
+    (folder / rundir.CHECKPOINTS / "step-00000006" / COMMIT).unlink()
+    execute(load_run(folder / rundir.CONFIG), folder)
+    assert turns(folder)["knn"] == [2, 2, 4, 4, 6, 6, 6, 6]
 
 
 def test_training_does_not_notice(evaluated: Path, tmp_path: Path, shards: Path) -> None:
