@@ -35,9 +35,9 @@ def origins(folder: Path) -> dict[int, int]:
     """{attempt: the step that it went on from}, of those that came so far."""
     found = {}
     for entry in (folder / rundir.ATTEMPTS).iterdir():
-        lines = entry.read_text(encoding="utf-8").splitlines()
-        if len(lines) > 1:
-            found[int(entry.name)] = int(lines[1].removeprefix(ORIGIN))
+        step = entry.read_text(encoding="utf-8").partition(f"\n{ORIGIN}")[2].strip()
+        if step.isdecimal():  # a full disk may have torn it
+            found[int(entry.name)] = int(step)
     return found
 
 

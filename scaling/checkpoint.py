@@ -141,7 +141,8 @@ def load(checkpoint: Path, state: dict[str, Any]) -> Counters:
     """Fills `state` in place from a checkpoint and returns its counters; all ranks call it.
 
     Any part of `Engine.state` may be asked for: a child stage takes over model.* and optimizer.* of its parent's
-    `at_step`. UserError where a tensor is missing, misshapen or damaged.
+    `at_step`. UserError where a file is missing or cut, or a tensor missing or misshapen; the files have no digests, so
+    that a flipped bit within them is not noticed.
     """
     try:
         text = _from_first((checkpoint / COUNTERS).read_text, encoding="utf-8")

@@ -55,6 +55,9 @@ def test_an_attempt_notes_where_it_goes_on_from(tmp_path: Path) -> None:
     second.goes_on_from(120)
     Attempt(tmp_path, first.number, writes=False).goes_on_from(7)
     assert origins(tmp_path) == {2: 120}
+    with (tmp_path / rundir.ATTEMPTS / "1").open("a") as torn:
+        torn.write("from st")
+    assert origins(tmp_path) == {2: 120}
 
 
 @pytest.mark.slow
