@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,7 +45,7 @@ from scaling.steplog import StepLog
 from scaling.steps import Readback, StepClock
 from scaling.stop import Stopped, StopRequest
 from scaling.study import identity
-from scaling.study.plan import require_split
+from scaling.study.plan import require_split, split_index
 from scaling.summary import write_summary
 from scaling.trace import Trace
 from scaling.train import train
@@ -253,8 +253,9 @@ def check_inputs(config: RunConfig, folder: Path, ranks: int) -> tuple[Index, Pa
     A decay takes over the whole state of its trunk instead of weights.
     """
     share_of(config, ranks)
-    index = read_index(split_folder(config.data.shards, "train"))
-    require_split(config, index.samples, len(index.classes))
+    index_of = cache(split_index)
+    index = index_of(config.data.shards, "train")
+    require_split(config, index_of)
     require_test_sets(config, index.classes)
     if config.parent is None:
         return index, None

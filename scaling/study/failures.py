@@ -21,7 +21,7 @@ CAUSES: Final = {
     "time limit": r"time limit came before|DUE TO TIME LIMIT|(?-i:\bTIMEOUT\b)",
     "data": r"data\.shards|\.tar\b|index\.json|samples\.npy|unreadable|checksum|crc32|tarfile|ReadError",
     "disk": r"No space left|quota exceeded|Read-only file system|Permission denied|Stale file handle",
-    "settings": r"\bUserError\b",
+    "settings": r"\bUserError: (?!checkpoint\b)",
     "hang": r"watchdog|stalled|hang|timed? ?out|no progress|within the limit",
     "node": r"NODE_FAIL|BOOT_FAIL|node failure|Xid|uncorrectable ECC|NCCL.*(?:remote|system) error|unreachable"
     r"|Connection (?:reset|refused|closed)|No route to host",

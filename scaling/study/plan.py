@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from data.index import Index, read_index, split_folder
@@ -118,8 +120,9 @@ def require_data(plan: Plan) -> None:
     if not plan.data.fingerprint:
         command = f"armscale data pack {source} {shards or 'shards/NAME'}"
         raise UserError("data.shards", shards, f"a folder of packed shards; pack it first: {command}", why="not there")
+    index_of = cache(split_index)  # shards may be far away, and runs many
     for row in plan.rows:
-        require_split(row.config, plan.data.samples or 0, plan.data.classes or 0)
+        require_split(row.config, index_of)
     # Once for each list of evaluators: labels of ImageNet's validation images take a while to read.
     asking = {
         tuple(row.config.train.evaluate): row.config
@@ -129,21 +132,28 @@ def require_data(plan: Plan) -> None:
     if asking:
         from scaling.evaluate import require_test_sets  # with torch, which a launch does without else
 
-        classes = read_index(split_folder(shards, "train")).classes
+        classes = index_of(shards, "train").classes
         for config in asking.values():
             require_test_sets(config, classes)
 
 
-def require_split(config: RunConfig, samples: int, classes: int) -> None:
-    """What one run needs of its training and test split."""
-    if config.train.global_batch > samples:
+def split_index(shards: str, split: str) -> Index:
+    """The index of a split; UserError where there is none."""
+    return read_index(split_folder(shards, split))
+
+
+def require_split(config: RunConfig, index_of: Callable[[str, str], Index]) -> None:
+    """What one run needs of its training and test split, of which `index_of` gives the indexes (`split_index`)."""
+    shards = config.data.shards
+    trained = index_of(shards, "train")
+    if config.train.global_batch > trained.samples:
         name = f"{config.stage}.global_batch"
-        raise UserError(name, config.train.global_batch, f"at most the {samples} training images")
+        raise UserError(name, config.train.global_batch, f"at most the {trained.samples} training images")
     if config.labelled:
-        require_sizes(config, read_index(split_folder(config.data.shards, "train" if config.data.held_out else "test")))
-        if classes < 2:
+        require_sizes(config, trained if config.data.held_out else index_of(shards, "test"))
+        if len(trained.classes) < 2:
             why = f"the stage {config.stage} uses labels"
-            raise UserError("data.shards", config.data.shards, "at least two classes", why)
+            raise UserError("data.shards", shards, "at least two classes", why)
 
 
 def require_sizes(config: RunConfig, judged: Index) -> None:

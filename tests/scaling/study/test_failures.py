@@ -40,6 +40,11 @@ def test_the_cause_is_what_came_first_and_not_its_echo(tmp_path: Path, cause: st
         assert failure.line == "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
+def test_a_checkpoint_that_cannot_be_read_is_no_fault_of_the_settings(tmp_path: Path) -> None:
+    write_status(tmp_path, "failed", attempt=2, error="UserError: checkpoint: 'step-00000002' is not valid (cut)")
+    assert explain(tmp_path).cause == "other"
+
+
 def test_what_slurm_says_counts_where_the_run_could_not_speak(tmp_path: Path) -> None:
     write_status(tmp_path, "running", attempt=1)
     assert explain(tmp_path, "OUT_OF_MEMORY n3").cause == "out of memory"

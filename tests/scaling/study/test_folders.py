@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data.index import Index, read_index
+from data.remote import Location
 from scaling import files, rundir
 from scaling.errors import UserError
 from scaling.study import folders
@@ -41,6 +43,19 @@ def test_images_that_evaluation_could_not_take_as_they_are_are_refused_before_tr
     wanted = r"finetune.eval_resize: 'none' .*those of the split \w+ are 32 px wide, 32 px high.*48 x 48"
     with pytest.raises(UserError, match=wanted):
         require_data(replace(plan, rows=[replace(plan.rows[0], config=replace(config, data=data, train=train))]))
+
+
+def test_an_index_is_read_once_for_all_runs(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counting(folder: Location) -> Index:
+        read.append(Path(folder).name)
+        return read_index(folder)
+
+    monkeypatch.setattr("scaling.study.plan.read_index", counting)
+    labelled = next(row for row in plan.rows if row.config.labelled)
+    require_data(replace(plan, rows=[*plan.rows, labelled, labelled]))
+    assert sorted(read) == ["train", "val"]
 
 
 @pytest.mark.parametrize("completed", [True, False])
