@@ -38,6 +38,7 @@ from scaling.inputs import InputPipeline
 from scaling.metrics import Records
 from scaling.ranktimes import RankTimes
 from scaling.reading import dump
+from scaling.requirements import require_split, split_index
 from scaling.saver import Saver
 from scaling.share import share_of
 from scaling.sidegroup import SideGroup
@@ -45,7 +46,6 @@ from scaling.steplog import StepLog
 from scaling.steps import Readback, StepClock
 from scaling.stop import Stopped, StopRequest
 from scaling.study import identity
-from scaling.study.plan import require_split, split_index
 from scaling.summary import write_summary
 from scaling.trace import Trace
 from scaling.train import train

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from data.index import Index, read_index, split_folder
 from data.sources import known_sizes
 from scaling import rundir
 from scaling.config import DataConfig, RunConfig
 from scaling.cost import Cost, cost
 from scaling.errors import UserError
+from scaling.requirements import require_split, split_index
 from scaling.study import identity
 from scaling.study.table import Study
 from scaling.study.tune import tuned_runs
@@ -53,7 +52,7 @@ def data_facts(data: DataConfig) -> DataFacts:
     """Reads the index of the training shards where they are packed."""
     shards = Path(data.shards)
     if data.shards and shards.exists():
-        index = read_index(split_folder(shards, "train"))
+        index = split_index(shards, "train")
         return DataFacts(index.fingerprint, index.samples, len(index.classes))
     known = known_sizes(data.source)
     return DataFacts("", known["train"], known["classes"]) if known else DataFacts("", None, None)
@@ -135,34 +134,3 @@ def require_data(plan: Plan) -> None:
         classes = index_of(shards, "train").classes
         for config in asking.values():
             require_test_sets(config, classes)
-
-
-def split_index(shards: str, split: str) -> Index:
-    """The index of a split; UserError where there is none."""
-    return read_index(split_folder(shards, split))
-
-
-def require_split(config: RunConfig, index_of: Callable[[str, str], Index]) -> None:
-    """What one run needs of its training and test split, of which `index_of` gives the indexes (`split_index`)."""
-    shards = config.data.shards
-    trained = index_of(shards, "train")
-    if config.train.global_batch > trained.samples:
-        name = f"{config.stage}.global_batch"
-        raise UserError(name, config.train.global_batch, f"at most the {trained.samples} training images")
-    if config.labelled:
-        require_sizes(config, trained if config.data.held_out else index_of(shards, "test"))
-        if len(trained.classes) < 2:
-            why = f"the stage {config.stage} uses labels"
-            raise UserError("data.shards", shards, "at least two classes", why)
-
-
-def require_sizes(config: RunConfig, judged: Index) -> None:
-    """Images that are evaluated as they are stored must be of the size that the run sees: known before it trains."""
-    size = config.train.image_size
-    if config.train.eval_resize == "none" and judged.image_size != size:
-        width, height = (
-            " to ".join(map(str, sorted(set(sides)))) for sides in (judged.images.width, judged.images.height)
-        )
-        valid = f"square or aspect, or shards whose images are {size} x {size}"
-        why = f"those of the split {judged.split} are {width} px wide, {height} px high"
-        raise UserError(f"{config.stage}.eval_resize", "none", valid, why)

@@ -52,7 +52,7 @@ def test_an_index_is_read_once_for_all_runs(plan: Plan, monkeypatch: pytest.Monk
         read.append(Path(folder).name)
         return read_index(folder)
 
-    monkeypatch.setattr("scaling.study.plan.read_index", counting)
+    monkeypatch.setattr("scaling.requirements.read_index", counting)
     labelled = next(row for row in plan.rows if row.config.labelled)
     require_data(replace(plan, rows=[*plan.rows, labelled, labelled]))
     assert sorted(read) == ["train", "val"]
