@@ -50,9 +50,8 @@ class Plan:
 
 def data_facts(data: DataConfig) -> DataFacts:
     """Reads the index of the training shards where they are packed."""
-    shards = Path(data.shards)
-    if data.shards and shards.exists():
-        index = split_index(shards, "train")
+    if data.shards and Path(data.shards).exists():
+        index = split_index(data.shards, "train")
         return DataFacts(index.fingerprint, index.samples, len(index.classes))
     known = known_sizes(data.source)
     return DataFacts("", known["train"], known["classes"]) if known else DataFacts("", None, None)
