@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from data.remote import is_remote
 from data.sources import known_sizes
 from scaling import rundir
 from scaling.config import DataConfig, RunConfig
@@ -50,7 +51,7 @@ class Plan:
 
 def data_facts(data: DataConfig) -> DataFacts:
     """Reads the index of the training shards where they are packed."""
-    if data.shards and Path(data.shards).exists():
+    if data.shards and (is_remote(data.shards) or Path(data.shards).exists()):
         index = split_index(data.shards, "train")
         return DataFacts(index.fingerprint, index.samples, len(index.classes))
     known = known_sizes(data.source)
