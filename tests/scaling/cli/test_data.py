@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
+from data.pack import pack
 from scaling.cli.data import app
 from scaling.errors import UserError
 from tests.conftest import draw_shape
@@ -32,8 +34,11 @@ def test_an_output_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images" / "red").mkdir(parents=True)
     draw_shape("circle", np.random.default_rng(0)).save(tmp_path / "images" / "red" / "0.png")
     (tmp_path / "photos.tar").touch()
-    result = CliRunner().invoke(app, ["pack", f"imagefolder:{tmp_path / 'images'}", str(tmp_path / "photos.tar")])
-    assert isinstance(result.exception, UserError)
-    assert "photos.tar/train' is not valid (Not a directory). Valid: a folder that can be written" in str(
-        result.exception
-    )
+    source, output = f"imagefolder:{tmp_path / 'images'}", tmp_path / "photos.tar"
+    result = CliRunner().invoke(app, ["pack", source, str(output)])
+    with pytest.raises(UserError) as raised:
+        pack(source, output)
+    for error in (result.exception, raised.value):
+        assert isinstance(error, UserError)
+        assert (error.field, error.valid) == ("OUTPUT", "a folder that can be written")
+        assert "Not a directory" in (error.why or "")
