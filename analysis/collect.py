@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from analysis.foreign import collect_table
-from analysis.runfolder import TRIAL, Columns, RunFolder, fingerprint, read_run
+from analysis.runfolder import LOADER, TRIAL, Columns, RunFolder, fingerprint, read_run
 from analysis.tables import (
     EXCLUDED_COLUMNS,
     IDENTITY,
@@ -29,7 +29,6 @@ from analysis.tables import (
     write_tables,
 )
 from scaling.errors import UserError
-from scaling.reading import QUICK
 from scaling.rundir import CONFIG, EVALUATION_KEYS, METRIC_KEYS, METRICS, REPORT, STUDY, SUMMARY, TABLES, is_run
 
 CELL_AXES = ("strategy", "encoder", "size", "seed")
@@ -100,7 +99,7 @@ def missing_cells(study: Path, runs: pd.DataFrame) -> list[dict[str, Any]]:
     The latter only where another cell of the strategy has more. Trials of a tuning are no cell's result.
     """
     try:
-        plan = yaml.load((study / STUDY).read_text(encoding="utf-8"), Loader=QUICK)
+        plan = yaml.load((study / STUDY).read_text(encoding="utf-8"), Loader=LOADER)
         axes = {name: list(values) for name, values in plan["axes"].items()}
         excludes = [rule for rule in plan.get("exclude") or [] if isinstance(rule, dict)]
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):

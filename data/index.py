@@ -182,19 +182,20 @@ def split_folder(shards: Location, split: str) -> Location:
 def _remote_split(shards: Location, names: Sequence[str]) -> Location:
     """The first of these splits whose index can be fetched from below `shards`, else `shards` where it is one."""
     places = (*(join(shards, name) for name in names), shards)
-    reasons: dict[str, None] = {}
+    reasons: dict[Location, str] = {}
     # One quick look at each before any is tried again with pauses.
     for attempts in (1, ATTEMPTS):
         for place in places:
             try:
                 index = read_index(place, attempts)
             except UserError as error:
-                reasons[error.why] = None
+                reasons[place] = error.why
                 continue
             if index.split in names:
                 return place
-            reasons[f"{place} is the split {index.split}"] = None
-    raise UserError("shards", str(shards), f"shards with the split {names[0]}", why="; ".join(reasons))
+            reasons[place] = f"is the split {index.split}"
+    why = "; ".join(f"{place}: {reason}" for place, reason in reasons.items())
+    raise UserError("shards", str(shards), f"shards with the split {names[0]}", why=why)
 
 
 def read_samples(path: Path, index: Index) -> NDArray[np.void]:

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -78,7 +79,8 @@ def download(
             return
         except (OSError, ValueError, IncompleteError) as error:
             last = error
-    why = f"{name} could not be fetched in {attempts} attempts: {last}"
+    said = re.sub(r"^\(.*\): (exit -?\d+).*", r"\1", str(last), flags=re.DOTALL)  # gopen tells its whole command
+    why = f"{name} could not be fetched in {attempts} attempts: {said}"
     raise UserError("shards", str(location), "a location that can be reached and holds whole shards", why=why)
 
 

@@ -32,7 +32,7 @@ from scaling.engines import build_engine
 from scaling.engines.base import Engine
 from scaling.environment import Rank, describe
 from scaling.errors import UserError
-from scaling.evaluate import evaluate, require_test_sets
+from scaling.evaluate import evaluate, require_test_sets, was_cut
 from scaling.health import Health
 from scaling.inputs import InputPipeline
 from scaling.metrics import Records
@@ -208,6 +208,8 @@ def carry_out(run: Run) -> None:
     """Trains, evaluates, exports and sums up."""
     announce(run)
     try:
+        if was_cut(run):
+            evaluate(run, finished=False)
         train(run)
         evaluations = evaluate(run)
     except Stopped:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scaling.evaluate import evaluate, having_turn, was_cut
+from scaling.evaluate import evaluate, having_turn
 from scaling.randomness import step_noise
 from scaling.rollback import roll_back
 from scaling.schedule import learning_rate
@@ -27,8 +27,6 @@ def train(run: Run) -> None:
     allowed turn out unreadable.
     """
     engine, counters, config, saver = run.engine, run.counters, run.config.train, run.saver
-    if was_cut(run):
-        evaluate(run, finished=False)
     batches = run.open_training_stream()
     unreadable = Unreadable(run.config.data.shards, run.index.samples)
     run.clock.restart()

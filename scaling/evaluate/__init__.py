@@ -104,10 +104,13 @@ def was_cut(run: Run) -> bool:
         return False
     entries = having_turn(run.config, step, finished=False)
     due = len(_weights(run)) * sum(entry.kind not in WITHOUT_ROWS for entry in entries)
-    rows, _ = rundir.read_lines(run.attempt.folder / rundir.EVALUATIONS)
-    written = Counter(row["attempt"] for row in rows if row["step"] == step)
-    (cut,) = run.side.any(run.attempt.writes and max(written.values(), default=0) < due)
-    return cut
+    if not due:
+        return False
+    cut = False
+    if run.attempt.writes:
+        rows, _ = rundir.read_lines(run.attempt.folder / rundir.EVALUATIONS)
+        cut = max(Counter(row["attempt"] for row in rows if row["step"] == step).values(), default=0) < due
+    return run.side.any(cut)[0]
 
 
 def _weights(run: Run) -> tuple[str, ...]:
