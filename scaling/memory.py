@@ -133,6 +133,8 @@ def _deepspeed(plain: Memory, config: RunConfig, ranks: int, counts: Parameters)
     if not options.offload:
         return spread
     host = share + spread.moments + spread.average + share  # masters and their gradients
+    if not sharded:
+        host += share  # updated masters on their way back to the weights
     return replace(spread, weights=spread.weights - share, moments=0, average=0, host=host)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -24,9 +27,41 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
     assert profiled.profiler is not None
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+    return _peak(_allocations(profiled.profiler.kineto_results.experimental_event_tree()))
+
+
+def _allocations(events: Iterable[Any]) -> Iterator[tuple[int, int]]:
+    """Address and bytes of every allocation in the order of time; a free has negative bytes."""
+    found, left = [], list(events)
+    while left:
+        event = left.pop()
+        left += event.children
+        if event.tag == _EventType.Allocation:
+            found.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+    for _, address, size in sorted(found, key=lambda entry: entry[0]):
+        yield address, size
+
+
+def _peak(allocations: Iterable[tuple[int, int]]) -> int:
+    """Most bytes held at one moment.
+
+    The profiler does not follow gloo's threads, one of which is by chance the last to hold what was sent. So a block
+    was freed, too, when another is laid over it; until then its bytes still count.
+    """
+    total = peak = 0
+    sizes: dict[int, int] = {}
+    starts: list[int] = []  # of the blocks in `sizes`, which do not overlap, sorted
+    for address, size in allocations:
+        if size < 0:
+            total += size
+            if sizes.pop(address, None):
+                starts.remove(address)
+            continue
+        first, last = bisect_right(starts, address), bisect_left(starts, address + size)
+        if first and starts[first - 1] + sizes[starts[first - 1]] > address:
+            first -= 1
+        total += size - sum(sizes.pop(start) for start in starts[first:last])
+        starts[first:last] = [address]
+        sizes[address] = size
+        peak = max(peak, total)
     return peak

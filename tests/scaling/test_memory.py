@@ -55,7 +55,7 @@ def test_estimate_against_a_real_step(case: StepCase) -> None:
 @pytest.mark.slow
 def test_sharded_engines_on_real_ranks() -> None:
     """The estimate, and the dry run: beside it gloo clones what it reduces until it is sent, so that the clones of any
-    number of blocks may be there at once (from 1.5 to 4.7 of the 16 were seen, by the load of the machine)."""
+    number of blocks may be there at once (up to 2.6 of the largest were seen, by the load of the machine)."""
     tiny = StepCase(size="tiny", micro_batch=2, engine="fsdp")
     cases = [
         dataclasses.replace(tiny, engine="ddp"),
@@ -77,7 +77,7 @@ def test_sharded_engines_on_real_ranks() -> None:
 @pytest.mark.slow
 def test_zero_on_real_ranks() -> None:
     """Of stage 2, which overlaps communication on GPUs alone, without its second bucket; with what is offloaded."""
-    options = [DeepSpeedConfig(1), DeepSpeedConfig(2), DeepSpeedConfig(2, offload=True), DeepSpeedConfig(3)]
+    options = [DeepSpeedConfig(stage, offload) for stage in (1, 2, 3) for offload in (False, True)]
     cases = [StepCase(size="tiny", micro_batch=2, engine="deepspeed", deepspeed=option) for option in options]
     jobs = [RankCase(case, backend="torch", rounds=1) for case in cases]
     for case, row in zip(cases, measure(jobs, 2, device="cpu"), strict=True):
@@ -108,7 +108,8 @@ def test_zero_divides_more_of_the_state_by_stage() -> None:
         assert (found.weights, found.gradients) == (pytest.approx(weights, abs=16), pytest.approx(gradients, abs=16))
         assert found.moments == pytest.approx(2 * one / 8, abs=16)
         kept = memory(dataclasses.replace(case, deepspeed=DeepSpeedConfig(stage, offload=True)), 8, 1000)
-        assert kept.weights + kept.host == pytest.approx(weights + 3 * one / 8, abs=32)
+        returning = 0 if stage == 3 else one / 8  # updated masters, before they are weights
+        assert kept.weights + kept.host == pytest.approx(weights + 3 * one / 8 + returning, abs=32)
 
 
 def test_huge_fits_where_it_should() -> None:
