@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from analysis.arms import several
-from analysis.intervals import Units, average_units
+from analysis.intervals import Estimate, Units, average_units
 from analysis.laws import Array, Law, line
 from analysis.runfolder import OTHER_STATES
 from analysis.solve import Problem
 from scaling.errors import UserError
 from scaling.rundir import STATES
-
-if TYPE_CHECKING:
-    from analysis.fit import Estimate
 
 ACCURACIES = ("top1", "top5", "top1_best", "top1_error")
 RUN_STATES = {*STATES, *OTHER_STATES}

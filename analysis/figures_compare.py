@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from analysis import style
 from analysis.arms import ARM, labels
 from analysis.compare import compare_strategies, roll_out
-from analysis.figures_laws import VARIABLES, draw_fit
+from analysis.figures_laws import VARIABLES
 from analysis.figures_planes import ERROR, PANELS, along, finetuned
 from analysis.fit import Fit, fit_law
 from analysis.laws import LAWS
@@ -156,7 +156,7 @@ def rollout(tables: Tables, rolled: pd.DataFrame) -> Picture | None:
         part = runs[runs["label"] == name]
         fit = fit_law(part, "power", "parameters", ERROR, delta=float("inf"),
                       hold_out=f"parameters >= {float(part['parameters'].max())!r}")  # fmt: skip
-        draw_fit(axes, fit, style.hue(name), beyond=1.2)
+        fit.plot(axes, style.hue(name), beyond=1.2)
         axes.set_title(style.strategy_name(name), color=style.hue(name))
         style.log_axis(axes, "x", part["parameters"])
         axes.set(xlabel="Parameters", ylabel="")

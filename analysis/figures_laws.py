@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from analysis import style
 from analysis.figures_planes import along, finetuned
@@ -51,7 +50,7 @@ def laws(fits: dict[str, Fit], against: str, provisional: bool) -> Picture | Non
     ends, rows = [], []
     for name in style.strategy_order(fits):
         fit, colour = fits[name], style.hue(name)
-        draw_fit(main, fit, colour, BEYOND)
+        fit.plot(main, colour, BEYOND)
         points = fit.points.copy()
         points["law"] = np.exp(LAWS[fit.law].curve(fit.theta, np.log(points[[column]].to_numpy()))[0])
         points["residual"] = points[fit.y] / points["law"] - 1
@@ -83,21 +82,3 @@ def laws(fits: dict[str, Fit], against: str, provisional: bool) -> Picture | Non
         + (" Provisional: runs of this study are missing." if provisional else "")
     )
     return Picture(f"law_{against}", f"Power laws of the error over {label}", caption, figure, data, wide=True)
-
-
-def draw_fit(axes: Axes, fit: Fit, colour: str, beyond: float = 1.0) -> None:
-    """Draws a fit of one variable: points, curve, 95 % band; dashed from the largest fitted x to `beyond` times it."""
-    (name,) = fit.x
-    fitted = fit.points[fit.points["role"] == "fitted"]
-    held = fit.points[fit.points["role"] != "fitted"]
-    low, high = float(fitted[name].min()), float(fitted[name].max())
-    end = max(high, float(held[name].max()) if len(held) else high) * beyond
-    for first, last, line in ((low, high, "-"), (high, end, "--")):
-        if last > first:
-            curve = fit.predict({name: np.geomspace(first, last, 12)})
-            axes.plot(curve[name], curve["y"], line, color=colour, linewidth=1.6)
-            if np.isfinite(curve[["low", "high"]].to_numpy()).all():
-                axes.fill_between(curve[name], curve["low"], curve["high"], color=colour, alpha=0.1, linewidth=0)
-    for points, hollow in ((fitted, False), (held, True)):
-        style.scatter(axes, points[name], points[fit.y], points.get("size"), colour, hollow)
-    axes.set(xscale="log", yscale="log", xlabel=name, ylabel=fit.y)

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis import checks, intervals
+from analysis import checks, intervals, style
+from analysis.intervals import Estimate
 from analysis.isoflop import fit_envelope, fit_isoflop
 from analysis.laws import LAWS, Array, Law, Quantity, find_law
 from analysis.solve import Problem, search
@@ -19,21 +20,6 @@ from scaling.errors import UserError
 
 OPTIMA = {"isoflop": fit_isoflop, "envelope": fit_envelope}
 """Laws of the best size for a compute (approaches 2 and 1 of Hoffmann et al. 2022): x = parameters, flops."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One parameter. An infinite end of the interval means that the data leave it open; None, that there is none."""
-
-    value: float
-    standard_error: float | None
-    interval_95: intervals.Interval | None
-
-    def as_json(self) -> dict[str, Any]:
-        """The parameter as it stands in FILE.json; what is open or absent is null."""
-        low, high = self.interval_95 or (math.nan, math.nan)
-        ends = [end if math.isfinite(end) else None for end in (low, high)]
-        return {"value": self.value, "standard_error": self.standard_error, "interval_95": ends}
 
 
 @dataclass(frozen=True)
@@ -85,10 +71,26 @@ class Fit:
         return self.units.interval(quantity, level) if self.units else (math.nan, math.nan)
 
     def plot(self, axes: Axes, colour: str = "#0072B2", beyond: float = 1.0) -> None:
-        """Draws points, law and band; dashed beyond the fitted range, up to `beyond` times its end."""
-        from analysis.figures_laws import draw_fit
+        """Draws a law of one variable: points, curve, 95 % band; dashed from the largest fitted x to `beyond` times it.
 
-        draw_fit(axes, self, colour, beyond)
+        Held-out points are hollow. UserError for a law of two variables, which is a surface.
+        """
+        if len(self.x) > 1:
+            raise UserError("law", self.law, "a law of one variable", why=f"this one is over {', '.join(self.x)}")
+        (name,) = self.x
+        fitted = self.points[self.points["role"] == "fitted"]
+        held = self.points[self.points["role"] != "fitted"]
+        low, high = float(fitted[name].min()), float(fitted[name].max())
+        end = max(high, float(held[name].max()) if len(held) else high) * beyond
+        for first, last, line in ((low, high, "-"), (high, end, "--")):
+            if last > first:
+                curve = self.predict({name: np.geomspace(first, last, 12)})
+                axes.plot(curve[name], curve["y"], line, color=colour, linewidth=1.6)
+                if np.isfinite(curve[["low", "high"]].to_numpy()).all():
+                    axes.fill_between(curve[name], curve["low"], curve["high"], color=colour, alpha=0.1, linewidth=0)
+        for points, hollow in ((fitted, False), (held, True)):
+            style.scatter(axes, points[name], points[self.y], points.get("size"), colour, hollow)
+        axes.set(xscale="log", yscale="log", xlabel=name, ylabel=self.y)
 
     def as_json(self) -> dict[str, Any]:
         """The object of FILE.json."""

@@ -15,7 +15,9 @@ parameters) / mean psi' (Huber 1981, section 7.10), so that single outliers do n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,21 @@ Interval = tuple[float, float]
 ROBUST_FROM = 50
 REACH = 30.0
 """How far a bound is looked for, in logarithms or in units of the exponent; beyond it the interval is open."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One parameter. An infinite end of the interval means that the data leave it open; None, that there is none."""
+
+    value: float
+    standard_error: float | None
+    interval_95: Interval | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The parameter as it stands in FILE.json; what is open or absent is null."""
+        low, high = self.interval_95 or (math.nan, math.nan)
+        ends = [end if math.isfinite(end) else None for end in (low, high)]
+        return {"value": self.value, "standard_error": self.standard_error, "interval_95": ends}
 
 
 @dataclass(frozen=True)

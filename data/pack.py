@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import draws
+from data.datasets import open_source
 from data.index import (
     INDEX,
     SAMPLE,
@@ -34,7 +35,7 @@ from data.index import (
 )
 from data.processes import each
 from data.shard import Record, read_part, read_record, write_shard
-from data.sources import Source, Split, open_source
+from data.sources import Source, Split
 from scaling.errors import UserError
 from scaling.files import atomic_write, write_json
 
@@ -76,7 +77,7 @@ def pack(
     max_bad: float = 0.001,
     progress: Progress = lambda split, done, total: None,
 ) -> Packing:
-    """Packs `source` (see data.sources) into OUTPUT/<split>/, one folder a split.
+    """Packs `source` (see data.datasets) into OUTPUT/<split>/, one folder a split.
 
     `resize` scales larger images to that short side in pixels; 0 keeps the bytes of the files. Images that cannot be
     decoded are left out and listed in the index; more than the fraction `max_bad` of a split, but at least one,

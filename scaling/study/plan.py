@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from data.datasets import known_sizes
 from data.remote import is_remote
-from data.sources import known_sizes
 from scaling import rundir
 from scaling.config import DataConfig, RunConfig
 from scaling.cost import Cost, cost

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from analysis.fit import Fit, fit_groups, fit_law
 from analysis.isoflop import envelope
@@ -221,6 +223,22 @@ def test_held_out_points_are_scored_and_not_fitted() -> None:
     error = np.log(held["y"]) - np.log(alone.predict(held)["y"].to_numpy())
     assert fit.hold_out.log_rmse == pytest.approx(np.sqrt(np.mean(error**2)))
     assert fit.hold_out.baseline_log_rmse > 3 * fit.hold_out.log_rmse
+
+
+def test_a_plot_shows_every_point_and_the_law_from_the_smallest_to_beyond_the_largest() -> None:
+    fit = fit_law(sizes(noise=0), "power", "x", "y", hold_out="x > 5e7")
+    axes = Figure().subplots()
+    fit.plot(axes, beyond=3)
+    solid, dashed, *points = axes.get_lines()
+    assert [line.get_xdata()[[0, -1]].tolist() for line in (solid, dashed)] == [
+        pytest.approx([1e6, 3e7]),
+        pytest.approx([3e7, 3e8]),
+    ]
+    assert dashed.get_ydata() == pytest.approx(20 * dashed.get_xdata() ** -0.25)
+    assert [len(line.get_xdata()) for line in points] == [12, 3]
+    assert points[1].get_markerfacecolor() == "none" != points[0].get_markerfacecolor()
+    with pytest.raises(UserError, match="one variable"):
+        replace(fit, x=("x", "y")).plot(axes)
 
 
 def test_groups_are_fitted_each_on_its_own() -> None:

@@ -13,8 +13,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from data import download
+from data.datasets import known_sizes, open_source
 from data.imagenet import NORMALIZATION
-from data.sources import known_sizes, open_source, unique_keys
+from data.sources import unique_keys
 from scaling.errors import UserError
 from tests.data.conftest import write_images
 
