@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path) -> nn.Module:
-    """The module in a weight file or run folder, on the CPU and in evaluation mode: an ARM, MAE or Classifier.
+    """The module in a weight file or run folder, an ARM, MAE or Classifier: on the CPU, in float32, in evaluation mode.
 
     Ours carry their config in the header; official ARM checkpoints (.pth, .safetensors) are read too. A Classifier maps
     normalised images (batch, channels, size, size) to logits, and all have `features(images)`, (batch, width). Raises
@@ -18,4 +18,4 @@ def load(path: str | Path) -> nn.Module:
     """
     from models.weights import read_module
 
-    return read_module(Path(path)).eval()
+    return read_module(Path(path)).float().eval()

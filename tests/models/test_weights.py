@@ -12,10 +12,11 @@ from torch import nn
 from typer import Typer
 from typer.testing import CliRunner
 
+import models
 from data.imagenet import NORMALIZATION
 from models.build import build_objective
-from models.config import ARConfig, EncoderConfig, ObjectiveConfig
-from models.convert import to_official
+from models.config import ARConfig, EncoderConfig, ObjectiveConfig, SupervisedConfig
+from models.convert import from_official, to_official
 from models.weights import FORMATS, header_of, notes_of, read_module, write_module
 from scaling.cli.convert import convert
 from scaling.errors import UserError
@@ -80,6 +81,20 @@ def test_official_checkpoints_with_arguments_are_read_safely(tmp_path: Path) -> 
     assert_same(read_module(tmp_path / "checkpoint.pth"), module)
     torch.save(to_official(module), tmp_path / "bare.pth")
     assert_same(read_module(tmp_path / "bare.pth"), module)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_precision_compute(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Published weights are often halved; a loaded module takes float32 images, a converted one keeps its bits."""
+    config, objective = FINETUNED, SupervisedConfig(classes=10, head_std=1.0)
+    state = {name: tensor.to(dtype) for name, tensor in to_official(module_of(config, objective)).items()}
+    torch.save({"model": state}, tmp_path / "arm.pth")
+    expected = from_official({name: tensor.float() for name, tensor in state.items()}).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(models.load(tmp_path / "arm.pth")(images), expected(images))
+    write_module(read_module(tmp_path / "arm.pth"), tmp_path / "again.pth", "official")
+    again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
+    assert all(torch.equal(again[name], tensor) and again[name].dtype == dtype for name, tensor in state.items())
 
 
 class Evil:
