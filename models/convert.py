@@ -143,7 +143,7 @@ def from_official(state_dict: dict[str, Tensor]) -> nn.Module:
 def to_official(module: nn.Module) -> dict[str, Tensor]:
     """Every tensor of the official state dict, `mask` included, under its name and in its shape.
 
-    Raises UserError for a model that the official code does not have.
+    Raises UserError for a model that the official code does not have, or that its files do not describe.
     """
     directions = _require_official(module).scan_directions
     state: dict[str, Tensor] = {}
@@ -168,4 +168,6 @@ def _require_official(module: nn.Module) -> EncoderConfig:
         raise UserError("encoder", encoder, valid)
     if isinstance(config, ARConfig) and config != ARConfig(decoder_width=config.decoder_width):
         raise UserError("objective", config, valid)
+    if isinstance(config, SupervisedConfig) and config.pooling != "mean":
+        raise UserError("pooling", config.pooling, "mean", why="an official file does not say how it is pooled")
     return encoder

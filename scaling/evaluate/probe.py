@@ -56,7 +56,8 @@ def fit(
 
         mean cross-entropy + |weight|^2 / (2 C rows),
 
-    which is scikit-learn's LogisticRegression. `total` sums a tensor over ranks, which take the same steps.
+    which is scikit-learn's LogisticRegression; of two classes, where that has one row of weights, its one with 2 C.
+    `total` sums a tensor over ranks, which take the same steps.
     """
     rows = float(total(inputs.new_tensor(len(inputs), dtype=torch.float64)))
     width = inputs.shape[1]

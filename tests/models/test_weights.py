@@ -122,6 +122,8 @@ def test_refusals_name_the_reason(tmp_path: Path) -> None:
         write_module(module, tmp_path / "x", "official")
     with pytest.raises(UserError, match="encoder"):
         write_module(module_of(encoder("vit"), PAPER), tmp_path / "x", "official")
+    with pytest.raises(UserError, match=r"pooling: 'class_token'.*mean"):  # it would be read back as another model
+        write_module(module_of(FINETUNED, SupervisedConfig(pooling="class_token")), tmp_path / "x", "safetensors")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="not a folder"):
         write_module(module, tmp_path, "native")

@@ -1,6 +1,7 @@
 """The linear probe against scikit-learn's logistic regression on the same features."""
 
 import numpy as np
+import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -10,10 +11,10 @@ from scaling.evaluate.probe import C, fit, moments
 CLASSES = 5
 
 
-def points(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def points(count: int, seed: int, classes: int = CLASSES) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(CLASSES, (count,), generator=generator)
-    centres = torch.randn(CLASSES, 9, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(classes, (count,), generator=generator)
+    centres = torch.randn(classes, 9, generator=torch.Generator().manual_seed(0))
     scales = torch.logspace(-2, 2, 9)
     return scales * (centres[labels] + 1.5 * torch.randn(count, 9, generator=generator)) + 3.0, labels
 
@@ -30,6 +31,20 @@ def test_solution_is_that_of_scikit_learn() -> None:
     tests = (points(500, seed=2)[0] - mean) / deviation
     probabilities = (tests.double() @ weight.T + bias).softmax(dim=1).numpy()
     np.testing.assert_allclose(probabilities, expected.predict_proba(tests.double().numpy()), atol=1e-3)
+
+
+@pytest.mark.parametrize("strength", [1, 2])
+def test_two_classes_are_multinomial_too(strength: int) -> None:
+    """Two opposite rows of weights cost half of what scikit-learn's one row costs, which is their difference."""
+    inputs, labels = points(400, seed=1, classes=2)
+    mean, deviation = moments(inputs, lambda value: value)
+    scaled = (inputs - mean) / deviation
+    expected = LogisticRegression(C=strength * C, max_iter=10_000, tol=1e-9).fit(
+        scaled.double().numpy(), labels.numpy()
+    )
+    weight, _ = fit(scaled, labels, 2, lambda value: value, scaled.device)
+    difference = (weight[1] - weight[0]).numpy() - expected.coef_[0]
+    assert (np.abs(difference).max() < 2e-3) == (strength == 2)
 
 
 def test_a_constant_feature_does_no_harm() -> None:
