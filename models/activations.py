@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from models.config import MLP_RATIO, STATE, ARConfig, EncoderConfig, MAEConfig, ObjectiveConfig, SupervisedConfig
 from models.flops import tokens_per_image
 
-FP32, BF16 = 4, 2
+FP32, BF16, INT64 = 4, 2, 8
 TRITON_INTERVAL = 4
 """Tokens between two states that the triton scan keeps; the others keep one every ceil(sqrt(length))."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Of one block, or of the parts around the blocks: bytes an image, bytes whatever the batch (bf16 weights), the
-    temporaries of the backward an image, and the residual stream that enters: all that checkpointing keeps."""
+    """Of one block, or of the parts around the blocks: bytes an image, bytes whatever the batch (bf16 weights, masks),
+    the temporaries of the backward an image, and the residual stream that enters: all that checkpointing keeps."""
 
     image: int
     copies: int = 0
@@ -46,7 +46,12 @@ def activations(
     e = BF16 if bf16 else FP32
     length, width = tokens_per_image(encoder, objective), encoder.width
     mamba = encoder.encoder == "mamba"
-    block = _mamba_block(encoder, length, interval, e) if mamba else _vit_block(width, length, encoder.heads, e)
+    masked, own_order = isinstance(objective, ARConfig), isinstance(objective, MAEConfig)
+    block = (
+        _mamba_block(encoder, length, interval, e, own_order=own_order)
+        if mamba
+        else _vit_block(width, length, encoder.heads, e, masked=masked)
+    )
     decoder_block, count = Kept(0), 0
     if isinstance(objective, ARConfig):
         decoder_block, count = _cross_block(objective.decoder_width, length, e), objective.decoder_depth
@@ -77,7 +82,8 @@ def _copy(weights: int, e: int) -> int:
     return BF16 * weights if e == BF16 else 0
 
 
-def _mamba_block(encoder: EncoderConfig, length: int, interval: int | None, e: int) -> Kept:
+def _mamba_block(encoder: EncoderConfig, length: int, interval: int | None, e: int, *, own_order: bool) -> Kept:
+    """Of models.mamba.MambaBlock; with `own_order` every sample has its own order of several directions, as in MAE."""
     width, directions, rank, hidden = encoder.width, encoder.scan_directions, encoder.dt_rank, encoder.hidden
     tokens = length * width
     packed = directions * tokens
@@ -88,7 +94,10 @@ def _mamba_block(encoder: EncoderConfig, length: int, interval: int | None, e: i
         mixer += e * tokens  # the triton scan's output before the gate
     if directions > 1:  # the mean over directions and the gate, which one direction leaves to the scan
         mixer += 2 * e * tokens
-    mlp = e * (tokens + 4 * length * hidden)
+    if directions > 1 and own_order:  # tokens laid out for the convolution, the scan's output, and the way back
+        mixer += 2 * e * packed + INT64 * directions * length
+    casts = 2 if e == BF16 else 1  # the SwiGLU multiplies its input twice, and autocast makes a copy for each
+    mlp = e * (casts * tokens + 4 * length * hidden)
     weights = 3 * width * width + directions * width * (2 * rank + 2 * STATE) + 3 * width * hidden
     # The scan's own: in PyTorch fp32 copies of inputs and gradients; in a kernel gradients, and sums of dB and dC.
     scan = FP32 * 14 * packed if interval is None else (5 * e + FP32) * packed
@@ -100,11 +109,16 @@ def _mamba_block(encoder: EncoderConfig, length: int, interval: int | None, e: i
     )
 
 
-def _vit_block(width: int, length: int, heads: int, e: int) -> Kept:
+def _mask(length: int, e: int) -> int:
+    """A boolean attention mask as the numbers that attention adds, made by each block."""
+    return e * length * length
+
+
+def _vit_block(width: int, length: int, heads: int, e: int, *, masked: bool = False) -> Kept:
     """Of models.vit.ViTBlock."""
     tokens = length * width
     attention, mlp = e * 5 * tokens + FP32 * length * heads, e * (1 + 2 * MLP_RATIO) * tokens
-    copies = _copy((4 + 2 * MLP_RATIO) * width * width, e)
+    copies = _copy((4 + 2 * MLP_RATIO) * width * width, e) + masked * _mask(length, e)
     return Kept(attention + mlp + 2 * _norm(length, width), copies, mlp, FP32 * tokens)
 
 
@@ -112,7 +126,7 @@ def _cross_block(width: int, length: int, e: int) -> Kept:
     """Of models.arm.CrossBlock; the memory that it reads is the projection's output, counted once for all."""
     tokens = length * width
     products = e * (6 + 1 + 2 * MLP_RATIO) * tokens
-    copies = _copy((4 + 2 * MLP_RATIO) * width * width, e)
+    copies = _copy((4 + 2 * MLP_RATIO) * width * width, e) + _mask(length, e)
     image = products + 3 * _norm(length, width) - FP32 * tokens
     return Kept(image, copies, e * (1 + 2 * MLP_RATIO) * tokens, FP32 * tokens)
 
