@@ -60,11 +60,11 @@ def step_bench(
             built[contender.name] = contender
         except Exception as error:  # noqa: BLE001 - what a compiler raises has no common class
             failed.append({"name": contender.name, "error": first_line(error)})
-    inputs, calls = scan_calls(config, device)
+    inputs, calls = scan_calls(config, device) if built else (None, 0)
     wait = ceilings.synchronizer(device)
     runs: dict[str, Callable[[], object]] = {name: contender.run for name, contender in built.items()}
     parts = _scan_parts(inputs, {contender.backend for contender in built.values()}, case.checkpointing)
-    timings = interleave(runs | parts, rounds, wait)
+    timings = interleave(runs | parts, rounds, wait) if built else {}
     return {
         "bench": "step",
         "case": asdict(case),

@@ -16,7 +16,10 @@ app = typer.Typer(epilog="Example: armscale bench scan --output scan.json", no_a
 
 @app.callback()
 def bench() -> None:
-    """Measure on this machine: medians with spread, and ratios against named baselines."""
+    """Measure on this machine: medians with spread, and ratios against named baselines.
+
+    What cannot run is a row with its error; the exit status is 1 where nothing else is left.
+    """
 
 
 def _names(value: str) -> list[str]:
@@ -32,11 +35,19 @@ def _device(value: str) -> Any:
 
 
 def _save(report: dict[str, Any], output: Path | None) -> None:
+    """To `output`, if any; ends with exit status 1 where nothing was measured."""
     from scaling.files import write_json
 
     if output is not None:
         write_json(output, report)
         typer.echo(f"written to {output}")
+    if not _measured(report.get("results", [report])):
+        raise typer.Exit(1)
+
+
+def _measured(rows: list[dict[str, Any]]) -> bool:
+    """Whether any row, or row of a report among them, is more than an error."""
+    return any(_measured(row["results"]) if "results" in row else "error" not in row for row in rows)
 
 
 @app.command()
@@ -232,5 +243,5 @@ def gpu(
     machine = Machine(place, ranks or max(1, torch.cuda.device_count()), limit, rounds)
     report = gpu_bench(machine, _names(only), output, bench_tables.show_row)
     typer.echo(f"written to {output}")
-    if not all(section["complete"] for section in report["sections"].values()):
+    if not all(section["complete"] and _measured(section["rows"]) for section in report["sections"].values()):
         raise typer.Exit(1)

@@ -173,3 +173,25 @@ def test_mistakes_are_named(arguments: str, named: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments.split(), "--output", str(tmp_path / "report.json")])
     assert isinstance(result.exception, UserError)
     assert named in str(result.exception)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    ["scaling --ranks 1 --kind weak --passes 1", "step --size pico --rounds 1", "gpu --device cpu --only steps"],
+)
+def test_a_bench_that_measured_nothing_ends_with_1(
+    arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No machine holds such a batch; what there is to say of it stands in the file all the same."""
+    case = StepCase(size="pico", micro_batch=10**12)
+    monkeypatch.setattr("scaling.bench.gpu.step_cases", lambda machine: [case])
+    batch = [] if arguments.startswith("gpu") else ["--micro-batch", str(case.micro_batch)]
+    output = tmp_path / "bench.json"
+    result = CliRunner().invoke(app, [*arguments.split(), *batch, "--output", str(output)])
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 1
+    report = json.loads(output.read_text())
+    (found,) = [report] if "results" in report else report["sections"]["steps"]["rows"]
+    assert found["results"]
+    assert all("allocate" in row["error"] for row in found["results"])
