@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ CASE = ("strategy", "encoder", "size", "stage", "precision")
 EFFICIENCY = ("kind", "strategy", "encoder", "size", "stage", "engine", "devices", "batch", "rate", "efficiency")
 STEPS = ("device", *CASE, "engine", "micro_batch", "name", "step_seconds", "low", "high", "images_per_second", "mfu",
          "peak_memory_bytes", "scan_share", "error")  # fmt: skip
+RATES = {"devices", "batch", "rate", "micro_batch", "step_seconds", "images_per_second"}
+NUMBERS = RATES | {"efficiency", "low", "high", "mfu", "peak_memory_bytes", "scan_share"}
 
 
 def read_benches(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -34,8 +37,21 @@ def read_benches(paths: Sequence[Path]) -> list[dict[str, Any]]:
                 str(path),
                 "a file of `armscale bench step` or `scaling`, or of `bench gpu` with its section steps",
             )
+        _require_readable(path, found)
         reports += found
     return reports
+
+
+def _require_readable(path: Path, reports: Sequence[dict[str, Any]]) -> None:
+    """UserError where the rows of these reports are none that a bench writes."""
+    try:
+        for table in (efficiencies(reports), steps(reports)):
+            rates = table[[name for name in table if name in RATES]]
+            if not (rates.isna() | (rates > 0) & (rates < inf)).all(axis=None):
+                raise ValueError(f"a number of {', '.join(map(str, rates))} is not above 0")
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError("bench", str(path), "a file as `armscale bench` writes it", why=why) from None
 
 
 def efficiencies(reports: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -54,7 +70,7 @@ def efficiencies(reports: Sequence[dict[str, Any]]) -> pd.DataFrame:
                       "batch": row["global_batch"] / (row["ranks"] if weak else 1),
                       "efficiency": row["efficiency"]}  # fmt: skip
             rows += [case | values | {"engine": name} for name in ([row["engine"]] if row["ranks"] > 1 else engines)]
-    return pd.DataFrame(rows).reindex(columns=[*EFFICIENCY])
+    return _table(rows, EFFICIENCY)
 
 
 def steps(reports: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -69,4 +85,9 @@ def steps(reports: Sequence[dict[str, Any]]) -> pd.DataFrame:
                          "images_per_second": row.get("images_per_second"), "mfu": row.get("mfu"),
                          "peak_memory_bytes": row.get("peak_memory_bytes"),
                          "scan_share": share.get("median")})  # fmt: skip
-    return pd.DataFrame(rows).reindex(columns=[*STEPS])
+    return _table(rows, STEPS)
+
+
+def _table(rows: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """The rows with these columns, numbers as numbers: one that a bench could not tell is nan."""
+    return pd.DataFrame(rows).reindex(columns=[*columns]).astype({name: float for name in columns if name in NUMBERS})

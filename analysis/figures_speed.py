@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from analysis import style
 from analysis.style import Picture
 from analysis.tables import Tables
-from analysis.throughput import STEADY_RULE, run_rates
+from analysis.throughput import STEADY_RULE, study_rates
 
 SPEED = (
     ("images_per_second", "Images per second"),
@@ -31,8 +31,7 @@ BARS = 40
 
 def speed(tables: Tables) -> Picture | None:
     """Images and tokens a second and the time of a step against parameters, a row for each stage."""
-    runs = tables.runs[["study", "run", "strategy", "encoder", "size", "stage", "seed", "parameters", "global_batch"]]
-    data = runs.merge(run_rates(tables.metrics), on=["study", "run"])
+    data = study_rates(tables)
     data = data[(data["images_per_second"] > 0) & (data["parameters"] > 0)].reset_index(drop=True)
     if data.empty:
         return None
@@ -57,18 +56,17 @@ def speed(tables: Tables) -> Picture | None:
 
 
 def _speed_panel(axes: Axes, data: pd.DataFrame, column: str, named: bool) -> None:
+    """A line a set-up, its name at the end where `named`."""
     ends = []
-    for strategy in style.strategy_order(data["strategy"]):
-        for encoder, runs in data[data["strategy"] == strategy].groupby("encoder", dropna=False):
-            cells = runs.groupby("size")[["parameters", column]].median().sort_values("parameters")
-            colour = style.hue(strategy)
-            axes.plot(
-                cells["parameters"], cells[column], color=colour, linestyle=style.LINES.get(str(encoder), ":"), lw=1.4
-            )
-            for size, cell in cells.iterrows():
-                axes.plot(cell["parameters"], cell[column], style.marker(str(size)), color=colour, mec="white", mew=0.8)
-            ends.append((float(cells["parameters"].iloc[-1]), float(cells[column].iloc[-1]),
-                         style.strategy_name(strategy), colour))  # fmt: skip
+    for setup in style.strategy_order(data["setup"]):
+        runs = data[data["setup"] == setup]
+        cells = runs.groupby("size")[["parameters", column]].median().sort_values("parameters")
+        colour, dashes = style.hue(setup), style.LINES.get(str(runs["encoder"].iloc[0]), ":")
+        axes.plot(cells["parameters"], cells[column], color=colour, linestyle=dashes, lw=1.4)
+        for size, cell in cells.iterrows():
+            axes.plot(cell["parameters"], cell[column], style.marker(str(size)), color=colour, mec="white", mew=0.8)
+        end = cells.iloc[-1]
+        ends.append((float(end["parameters"]), float(end[column]), style.strategy_name(setup), colour))
     if data.empty:
         return
     style.log_axis(axes, "y", data[column])
@@ -79,13 +77,14 @@ def _speed_panel(axes: Axes, data: pd.DataFrame, column: str, named: bool) -> No
 
 def step_parts(tables: Tables) -> Picture | None:
     """How much of a step each kind of run waits for data and computes, the slowest on top."""
-    runs = tables.runs[["study", "run", "parameters", *CELL]].merge(run_rates(tables.metrics), on=["study", "run"])
+    runs = study_rates(tables)
     runs = runs[runs["step_seconds"] > 0].dropna(subset="data_seconds")
     if runs.empty:
         return None
-    data = runs.groupby(CELL, dropna=False)[["step_seconds", "data_seconds"]].median().reset_index()
+    kind = [*CELL, "setup"]
+    data = runs.groupby(kind, dropna=False)[["step_seconds", "data_seconds"]].median().reset_index()
     data["model_seconds"] = (data["step_seconds"] - data["data_seconds"]).clip(lower=0)
-    data = data.sort_values(["step_seconds", *CELL], ascending=[False, *[True] * 4], ignore_index=True).head(BARS)
+    data = data.sort_values(["step_seconds", *kind], ascending=[False, *[True] * 5], ignore_index=True).head(BARS)
     figure, grid = style.panels(1, 2, 11.6, 1.0 + 0.24 * len(data), sharey=True)
     heights = -np.arange(len(data))
     for axes, unit in zip(grid[0], (pd.Series(1.0, data.index), data["step_seconds"]), strict=True):
@@ -94,11 +93,7 @@ def step_parts(tables: Tables) -> Picture | None:
             width = (data[name] / unit).to_numpy()
             axes.barh(heights, width, left=start, height=0.72, color=colour, label=label)
             start += width
-    several = data["encoder"].nunique() > 1
-    texts = [
-        f"{style.strategy_name(str(row.strategy))}{f', {row.encoder}' if several else ''}, {row.size}, {row.stage}"
-        for row in data.itertuples()
-    ]
+    texts = [f"{style.strategy_name(str(row.setup))}, {row.size}, {row.stage}" for row in data.itertuples()]
     grid[0][0].set_yticks(heights, texts)
     grid[0][0].set_ylim(-len(data) + 0.4, 0.6)
     grid[0][0].set(xlabel="Seconds per optimiser step", title="Seconds")
@@ -115,8 +110,7 @@ def step_parts(tables: Tables) -> Picture | None:
 
 def resources(tables: Tables) -> Picture | None:
     """MFU and memory against size, of what the runs logged."""
-    runs = tables.runs[["study", "run", "parameters", "peak_memory_bytes", *CELL]]
-    data = runs.merge(run_rates(tables.metrics), on=["study", "run"])
+    data = study_rates(tables)
     data["memory_gib"] = data["memory_bytes"].fillna(data["peak_memory_bytes"]) / 2**30
     data = data[data["parameters"] > 0]
     shown = [(column, label) for column, label in RESOURCES if data[column].notna().any()]
@@ -180,6 +174,7 @@ def step_rates(table: pd.DataFrame) -> Picture | None:
 
 def scaling_efficiency(cells: pd.DataFrame) -> Picture | None:
     """Weak and strong efficiency over devices; `cells` has the columns benches.EFFICIENCY."""
+    cells = cells.dropna(subset="efficiency")  # one rank alone could not be measured
     kinds = [kind for kind in ("weak", "strong") if kind in set(cells["kind"])]
     if not kinds:
         return None

@@ -16,7 +16,8 @@ CELL = (
     *(Column(name, name.capitalize(), page.text, numeric=False) for name in ("encoder", "size", "stage")),
 )
 SPEED_TABLE = (
-    *CELL,
+    Column("setup", "Strategy", page.strategy, numeric=False),
+    *CELL[1:],
     Column("devices", "Devices", page.count),
     Column("engine", "Engine", page.text, numeric=False),
     Column("images_per_second_per_device", "Images/s and device", page.number),
@@ -72,9 +73,8 @@ def speed(tables: Tables, runs: pd.DataFrame) -> str:
     note = f"<p>Too short for a steady state, so without a speed: {number_of(short, 'run')}.</p>" if short else ""
     if runs.empty:
         return note
-    keys = ["strategy", "encoder", "size", "stage", "devices", "engine"]
-    per_device = runs["devices"].where(runs["devices"] > 0)
-    runs = runs.assign(low=runs["low"] / per_device, high=runs["high"] / per_device)
+    keys = ["setup", "strategy", "encoder", "size", "stage", "devices", "engine"]
+    runs = runs.assign(low=runs["low"] / runs["devices"], high=runs["high"] / runs["devices"])
     groups = runs.groupby(keys, dropna=False)
     table = groups.median(numeric_only=True)
     table["runs"] = groups.size()

@@ -219,8 +219,8 @@ def percent(value: float, _position: object = None) -> str:
 
 def log_axis(axes: Axes, which: str, values: Iterable[float], formatter: Any = compact) -> None:
     """Makes axis `which` (x or y) logarithmic with readable ticks: a narrower range gets more of them."""
-    numbers = np.asarray([value for value in values if value > 0], dtype=float)
-    decades = float(np.log10(numbers.max() / numbers.min())) if len(numbers) else 1.0
+    numbers = np.asarray([value for value in values if 0 < value < np.inf], dtype=float)
+    decades = float(np.ptp(np.log10(numbers))) if len(numbers) else 1.0
     axis = axes.xaxis if which == "x" else axes.yaxis
     axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
     if decades < 0.05 and len(numbers):  # as good as one value: no range of its own

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
@@ -28,6 +27,9 @@ TEXT = frozenset(
     (*IDENTITY, "state", "strategy", "encoder", "size", "stage", "parent", "schedule", "protocol", "device", "engine",
      "precision", "data", "notes", "reason", "dataset", "weights", "folder", "fingerprint")
 )  # fmt: skip
+
+LARGEST = 1e100
+"""No run has counted so far; beyond it means, margins of axes and squares run over."""
 
 VARIANTS = "imagenet-"
 """How the names of ImageNet's other test sets begin (V2, A, R, Sketch, ReaL)."""
@@ -136,9 +138,9 @@ def _stored(folder: Path) -> Tables:
 
 
 def _numbers(column: pd.Series) -> pd.Series:
-    """Finite numbers: a rate over no time or a loss that ran away is none."""
+    """Numbers that can be reckoned with: a rate over no time or a loss that ran away is none."""
     numbers = pd.to_numeric(column, errors="coerce").astype("float64")
-    return numbers.where(np.isfinite(numbers))
+    return numbers.where(numbers.abs() < LARGEST)
 
 
 def _text(value: object) -> object:

@@ -11,10 +11,14 @@ from scipy import special
 
 from analysis.arms import ARM
 from analysis.laws import Array
+from analysis.setups import setups
 from analysis.tables import Tables
 from scaling.errors import UserError
 
-RATES = ("images_per_second", "tokens_per_second", "step_seconds", "data_seconds", "mfu", "memory_bytes", "devices")
+RATES = ("images_per_second", "tokens_per_second", "step_seconds", "data_seconds", "mfu", "memory_bytes", "devices",
+         "micro_batch")  # fmt: skip
+FACTS = ("strategy", "encoder", "size", "stage", "seed", "engine", "precision", "resolution", "device", "parameters",
+         "global_batch", "peak_memory_bytes", "config.compile", "config.checkpointing")  # fmt: skip
 WARM_UP = 0.1
 STEADY_RULE = "medians over the logged intervals after the first tenth (at least one) of each attempt"
 IDENTITY_TOLERANCE = 0.05
@@ -37,18 +41,25 @@ def run_rates(metrics: pd.DataFrame) -> pd.DataFrame:
     runs = steady(metrics).groupby(RUN)
     table = runs[list(RATES)].median()
     table["intervals"] = runs.size()
+    table["devices"] = table["devices"].where(table["devices"] >= 1)  # else a rate a device is none
     return table.reset_index()
 
 
+def study_rates(tables: Tables) -> pd.DataFrame:
+    """run_rates with the FACTS of each run and its `setup`: one row a run, those of one set-up and size comparable."""
+    facts = [name for name in FACTS if name in tables.runs]
+    table = tables.runs[[*RUN, *facts]].merge(run_rates(tables.metrics), on=RUN)
+    return table.assign(setup=setups(table))
+
+
 def speeds(tables: Tables) -> pd.DataFrame:
-    """run_rates with what people compare: one row a run.
+    """study_rates with what people compare: one row a run.
 
     Adds images_per_second_per_device, tokens_per_second_per_device, data_share (of the step spent waiting for data),
     low and high (95 % bootstrap interval of the median images per second) and `identity`: images per second times
     seconds a step over global_batch, which is 1 where the log is consistent; `consistent` says within 5 %.
     """
-    keys = ["strategy", "encoder", "size", "stage", "seed", "engine", "precision", "parameters", "global_batch"]
-    table = tables.runs[[*RUN, *keys]].merge(run_rates(tables.metrics), on=RUN)
+    table = study_rates(tables)
     for name in ("images_per_second", "tokens_per_second"):
         table[f"{name}_per_device"] = table[name] / table["devices"]
     table["data_share"] = table["data_seconds"] / table["step_seconds"]

@@ -16,7 +16,7 @@ from analysis.collect import collect_runs
 from analysis.figures import LENGTHS_SHOWN, accuracies, accuracy, at_full_length
 from analysis.figures_compare import loss_to_accuracy, ranks
 from analysis.figures_planes import along, finetuned, plane_fits
-from analysis.figures_speed import step_rates
+from analysis.figures_speed import scaling_efficiency, step_rates
 from analysis.foreign import collect_table
 from analysis.published import SHIPPED, read_published
 from analysis.report import Wishes, write_report
@@ -156,6 +156,30 @@ def test_benches_become_tables_and_the_single_rank_is_every_engines_baseline(tmp
         (tmp_path / "other.json").write_text(json.dumps(other))
         with pytest.raises(UserError, match="bench step"):
             read_benches([tmp_path / "other.json"])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"ranks": 0}, {"ranks": "two"}, {"global_batch": -16}, {"efficiency": "all"}, {"kind": None}]
+)
+def test_a_bench_with_numbers_that_there_cannot_be_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    row = _rank("weak", "ddp", 2, 16, 9.0, 0.9) | wrong
+    if wrong == {"kind": None}:
+        del row["kind"]
+    path = tmp_path / "scaling.json"
+    path.write_text(json.dumps({"bench": "scaling", "case": {"size": "tiny"}, "results": [row]}))
+    with pytest.raises(UserError, match="as `armscale bench` writes it"):
+        read_benches([path])
+
+
+def test_a_bench_whose_single_rank_failed_has_rates_and_no_efficiency(tmp_path: Path) -> None:
+    rows = [{"kind": "weak", "engine": "single", "ranks": 1, "error": "no memory"},
+            _rank("weak", "fsdp", 2, 16, 9.0, 0.9) | {"efficiency": None}]  # fmt: skip
+    path = tmp_path / "scaling.json"
+    path.write_text(json.dumps({"bench": "scaling", "case": {"strategy": "ar", "size": "tiny"}, "results": rows}))
+    cells = efficiencies(read_benches([path]))
+    assert list(cells["rate"]) == [9.0]
+    with style.drawing():
+        assert scaling_efficiency(cells) is None
 
 
 def test_contenders_are_drawn_by_rate_and_told_against_the_baseline() -> None:
