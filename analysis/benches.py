@@ -14,7 +14,8 @@ from scaling.rundir import read_json
 
 KINDS = ("step", "scaling")
 CASE = ("strategy", "encoder", "size", "stage", "precision")
-EFFICIENCY = ("kind", "strategy", "encoder", "size", "stage", "engine", "devices", "batch", "rate", "efficiency")
+EFFICIENCY = ("kind", "strategy", "encoder", "size", "stage", "resolution", "device", "engine", "devices", "batch",
+              "rate", "efficiency")  # fmt: skip
 STEPS = ("device", *CASE, "engine", "micro_batch", "name", "step_seconds", "low", "high", "images_per_second", "mfu",
          "peak_memory_bytes", "scan_share", "error")  # fmt: skip
 RATES = {"devices", "batch", "rate", "micro_batch", "step_seconds", "images_per_second"}
@@ -61,12 +62,13 @@ def efficiencies(reports: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """
     rows = []
     for report in (report for report in reports if report["bench"] == "scaling"):
-        case = {name: report["case"].get(name) for name in CASE}
+        case = {name: report["case"].get(name) for name in CASE} | {"resolution": report.get("image_size")}
         good = [row for row in report["results"] if "error" not in row]
         engines = sorted({row["engine"] for row in good if row["ranks"] > 1})
         for row in good:
             weak = row["kind"] == "weak"
-            values = {"kind": row["kind"], "devices": row["ranks"], "rate": row["images_per_second_per_device"],
+            values = {"kind": row["kind"], "device": row.get("device"), "devices": row["ranks"],
+                      "rate": row["images_per_second_per_device"],
                       "batch": row["global_batch"] / (row["ranks"] if weak else 1),
                       "efficiency": row["efficiency"]}  # fmt: skip
             rows += [case | values | {"engine": name} for name in ([row["engine"]] if row["ranks"] > 1 else engines)]

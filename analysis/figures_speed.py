@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from analysis import style
+from analysis.arms import several, told
 from analysis.style import Picture
 from analysis.tables import Tables
 from analysis.throughput import STEADY_RULE, study_rates
@@ -22,6 +23,7 @@ SPEED = (
 )
 STAGES = {"pretrain": "Pretraining", "finetune": "Finetuning", "probe": "Probe"}
 CELL = ["strategy", "encoder", "size", "stage"]
+COMPARED = ["resolution", "device", "engine"]
 PARTS = (("data_seconds", "waiting for data", style.MUTED), ("model_seconds", "computing", "#0072B2"))
 RESOURCES = (("mfu", "Model FLOPs utilisation"), ("memory_gib", "Peak memory of a device, GiB"))
 CASES_A_ROW = 3
@@ -181,12 +183,16 @@ def scaling_efficiency(cells: pd.DataFrame) -> Picture | None:
     figure, grid = style.panels(1, len(kinds), 5.8 * len(kinds), 4.1, sharey=True)
     for axes, kind in zip(grid[0], kinds, strict=True):
         ends, part = [], cells[cells["kind"] == kind]
-        lines = part.sort_values("devices", kind="stable").groupby([*CELL, "engine", "batch"], dropna=False)
-        for number, ((strategy, _, size, _, engine, batch), line) in enumerate(lines):
+        lines = part.sort_values("devices", kind="stable").groupby([*CELL, *COMPARED, "batch"], dropna=False)
+        apart = [name for name in ("encoder", "stage", *COMPARED[:-1]) if several(part, name)]
+        for number, ((strategy, _, size, *_, engine, batch), line) in enumerate(lines):
             colour, last = style.hue(str(strategy)), line.iloc[-1]
             axes.plot(line["devices"], line["efficiency"], style.marker(str(size)), color=colour, mec="white", mew=0.8,
                       linestyle=("-", "--", ":", "-.")[number % 4])  # fmt: skip
-            text = f"{style.strategy_name(str(strategy))} {size}, {engine}, {batch:.0f} images"
+            more = [told(last[name]) if name == "resolution" else str(last[name]) for name in apart]
+            text = ", ".join(
+                [f"{style.strategy_name(str(strategy))} {size}", *more, str(engine), f"{batch:.0f} images"]
+            )
             ends.append((float(last["devices"]), float(last["efficiency"]), text, colour))
         devices = sorted(part["devices"].unique())
         axes.axhline(1.0, color=style.MUTED, linewidth=0.8, linestyle=":")

@@ -59,6 +59,8 @@ STEP_TABLE = (
 EFFICIENCY_TABLE = (
     Column("kind", "Kind", page.text, numeric=False),
     *CELL,
+    Column("resolution", "Pixels", page.count),
+    Column("device", "Device", page.text, numeric=False),
     Column("engine", "Engine", page.text, numeric=False),
     Column("devices", "Devices", page.count),
     Column("batch", "Batch (a device if weak)", page.count),

@@ -114,8 +114,9 @@ def efficiency(
 
 
 def both_efficiencies(table: pd.DataFrame) -> pd.DataFrame:
-    """efficiency of both kinds under each other, with the column `kind`; runs of one engine are compared."""
-    within = ("strategy", "encoder", "size", "stage", "engine")
+    """efficiency of both kinds under each other, with the column `kind`; runs of one engine, resolution and device are
+    compared."""
+    within = ("strategy", "encoder", "size", "stage", "resolution", "device", "engine")
     parts = [efficiency(table, kind, within).assign(kind=kind) for kind in ("weak", "strong")]
     return pd.concat(parts, ignore_index=True)
 

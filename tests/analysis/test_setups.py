@@ -13,10 +13,10 @@ import yaml
 
 from analysis.collect import collect_runs
 from analysis.figures import accuracy_speed
-from analysis.figures_speed import speed, step_parts
+from analysis.figures_speed import scaling_efficiency, speed, step_parts
 from analysis.setups import setups
 from analysis.tables import Tables
-from analysis.throughput import speeds
+from analysis.throughput import both_efficiencies, speeds
 from scaling.rundir import CONFIG, METRICS
 from tests.analysis.folders import BATCH, write_study
 
@@ -36,7 +36,7 @@ def study(tmp_path: Path) -> Path:
 
 def spread(study: Path) -> Tables:
     """The study on one device, and again on eight, six times as fast."""
-    for folder in list(study.glob("scratch*")):
+    for folder in list(study.glob("*-s0-*")):
         rate = json.loads((folder / METRICS).read_text().splitlines()[-1])["images_per_second"]
         again(folder, "-8", {"devices": 8, "images_per_second": 6 * rate, "step_seconds": BATCH / rate / 6}, {})
     return collect_runs(study)
@@ -58,6 +58,22 @@ def test_no_bar_joins_them_either(study: Path) -> None:
     assert picture is not None
     assert len(picture.data) == 4
     assert picture.data["step_seconds"].nunique() == 4
+
+
+def test_every_line_of_efficiency_has_a_name_of_its_own(tmp_path: Path) -> None:
+    """Finetunings at 64 px on eight devices stand beside those at 32 px, not in their median."""
+    study = write_study(tmp_path, strategies=("ar",), sizes=("pico",))
+    spread(study)
+    for folder in list(study.glob("*-finetune-*")):
+        given = yaml.safe_load((folder / CONFIG).read_text())
+        again(folder, "-64", {}, {"train": given["train"] | {"image_size": 64}})
+    table = both_efficiencies(speeds(collect_runs(study)))
+    picture = scaling_efficiency(table)
+    assert picture is not None
+    names = [text.get_text() for text in picture.figure.axes[0].texts]
+    assert len(names) == len(set(names)) == 3
+    assert "Autoregressive pico, finetune, 64 px, single, 256 images" in names
+    assert table.groupby("devices")["efficiency"].agg(set).to_dict() == {1.0: {1.0}, 8.0: {0.75}}
 
 
 def test_what_a_size_was_varied_in_parts_runs_and_what_sizes_differ_in_does_not(study: Path) -> None:
