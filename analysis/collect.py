@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 import yaml
 
 from analysis.foreign import collect_table
-from analysis.runfolder import LOADER, TRIAL, Columns, RunFolder, fingerprint, read_run
+from analysis.runfolder import LOADER, SUPERSEDED, TRIAL, Columns, RunFolder, fingerprint, read_run
 from analysis.tables import (
     EXCLUDED_COLUMNS,
     IDENTITY,
@@ -29,7 +30,7 @@ from analysis.tables import (
     write_tables,
 )
 from scaling.errors import UserError
-from scaling.rundir import CONFIG, EVALUATION_KEYS, METRIC_KEYS, METRICS, REPORT, STUDY, SUMMARY, TABLES, is_run
+from scaling.rundir import ASKED, CONFIG, EVALUATION_KEYS, METRIC_KEYS, METRICS, REPORT, STUDY, SUMMARY, TABLES, is_run
 
 CELL_AXES = ("strategy", "encoder", "size", "seed")
 CHUNK = 64
@@ -50,8 +51,10 @@ def collect_runs(root: Path | str, previous: Tables | None = None, workers: int 
     studies, places = find_places(root)
     if not studies and not places:
         raise UserError("runs", str(root), f"a folder with runs: a run has a {CONFIG}, a study a {STUDY}")
+    left = {place for study in studies for place in _no_longer_asked(study, places)}
     sources = frame(
-        ({"study": study, "run": folder.name, "folder": str(folder), "fingerprint": fingerprint(folder)}
+        ({"study": study, "run": folder.name, "folder": str(folder),
+          "fingerprint": fingerprint(folder) + (SUPERSEDED if (folder, study) in left else "")}
          for folder, study in places),
         SOURCE_COLUMNS,
     )  # fmt: skip
@@ -61,7 +64,8 @@ def collect_runs(root: Path | str, previous: Tables | None = None, workers: int 
         kept = _unchanged(previous, sources)
         read_before = set(zip(kept.sources["study"], kept.sources["run"], strict=True))
         fresh = [place for place in places if (place[1], place[0].name) not in read_before]
-    tables = _join(kept, _tabulate(_read(fresh, workers), sources))
+    read = zip(fresh, _read(fresh, workers), strict=True)
+    tables = _join(kept, _tabulate([_superseded(run) if place in left else run for place, run in read], sources))
     missing = [cell for folder in studies for cell in missing_cells(folder, tables.runs)]
     return _finish(tables, missing, sources)
 
@@ -93,6 +97,23 @@ def find_places(root: Path) -> tuple[list[Path], list[Place]]:
     return studies, places if studies == [root] else sorted({*places, *loose})
 
 
+def _no_longer_asked(study: Path, places: list[Place]) -> list[Place]:
+    """The runs of a study that its present version does not have; none where it was never launched."""
+    try:
+        asked = set((study / ASKED).read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [place for place in places if place[0].parent == study.resolve() and place[0].name not in asked]
+
+
+def _superseded(run: RunFolder) -> RunFolder:
+    """What is known of a run that is no longer asked for: one with a result keeps it, another is not missed."""
+    if not run.reason or run.row["state"] == TRIAL:
+        return run
+    reason = f"of an earlier version of {STUDY}, {run.reason}"
+    return replace(run, row={**run.row, "state": SUPERSEDED}, reason=reason)
+
+
 def missing_cells(study: Path, runs: pd.DataFrame) -> list[dict[str, Any]]:
     """Cells of the study's axes (strategy, encoder, size, seed) that have no run folder, or only a pretraining's.
 
@@ -105,7 +126,7 @@ def missing_cells(study: Path, runs: pd.DataFrame) -> list[dict[str, Any]]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         return []
     name, shared = study.resolve().name, [axis for axis in CELL_AXES if axis in axes]
-    own = runs[(runs["study"] == name) & (runs["state"] != TRIAL)]
+    own = runs[(runs["study"] == name) & ~runs["state"].isin((TRIAL, SUPERSEDED))]
     present, beyond = _cells(own, shared), _cells(own[own["stage"] != "pretrain"], shared)
     going_on = set(own.loc[own["stage"] != "pretrain", "strategy"])
     missing: dict[tuple[str, ...], dict[str, Any]] = {}

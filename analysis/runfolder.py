@@ -36,8 +36,10 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 TRIAL = "trial"
 """State of a completed trial of the tuning, which no curve may use: its accuracy is on held-out training images."""
+SUPERSEDED = "superseded"
+"""State of a run that is not completed and that the study file, changed since, no longer asks for."""
 UNKNOWN, UNREADABLE = "unknown", "unreadable"
-OTHER_STATES = (TRIAL, UNKNOWN, UNREADABLE)
+OTHER_STATES = (TRIAL, SUPERSEDED, UNKNOWN, UNREADABLE)
 """States of collected runs beside those of status.json."""
 
 Record = dict[str, Any]

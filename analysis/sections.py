@@ -10,7 +10,7 @@ from analysis import control, page, style, variants
 from analysis.arms import ARM, several
 from analysis.figures import accuracies, at_full_length
 from analysis.page import Column
-from analysis.runfolder import TRIAL
+from analysis.runfolder import SUPERSEDED, TRIAL
 from analysis.settings import NEEDED, by_arm
 from analysis.tables import Tables
 
@@ -101,14 +101,16 @@ def published(table: pd.DataFrame | None) -> str:
 
 def unfinished(tables: Tables) -> int:
     """How many planned runs are not in the pictures."""
-    ended = len(tables.completed) + int((tables.runs["state"] == TRIAL).sum())
+    ended = len(tables.completed) + int(tables.runs["state"].isin((TRIAL, SUPERSEDED)).sum())
     return len(tables.runs) - ended + int((tables.excluded["state"] == "missing").sum())
 
 
 def _grid(tables: Tables) -> str:
     """Strategy by size: how many of the planned runs are complete."""
     planned = pd.concat([tables.runs, tables.excluded[tables.excluded["state"] == "missing"]], ignore_index=True)
-    planned = planned[planned["strategy"].notna() & planned["size"].notna() & (planned["state"] != TRIAL)]
+    planned = planned[
+        planned["strategy"].notna() & planned["size"].notna() & ~planned["state"].isin((TRIAL, SUPERSEDED))
+    ]
     sizes = style.size_order(planned)
     rows = []
     for (strategy, encoder), part in planned.groupby(["strategy", "encoder"], dropna=False):

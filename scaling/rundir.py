@@ -1,6 +1,7 @@
 """Names and keys of the run folder, the only database (design: files). Standard library only.
 
-<root>/<study>/study.yaml, tuning.json (trials and what was chosen), report/, tables/
+<root>/<study>/study.yaml, runs.txt (ids of the runs that it asks for), tuning.json (trials and what was chosen),
+               report/, tables/
 <root>/<study>/<run>/config.yaml, environment.json, status.json, attempts/N, metrics.jsonl, evaluations.jsonl,
                      summary.json, checkpoints/step-00001000/, logs/, pictures/
 """
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 DEFAULT_ROOT: Final = "runs"
 STUDY: Final = "study.yaml"
+ASKED: Final = "runs.txt"
 TUNING: Final = "tuning.json"
 REPORT: Final = "report"
 TABLES: Final = "tables"

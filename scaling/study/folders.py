@@ -33,7 +33,8 @@ def require_writable(folder: Path, name: str = "--root") -> None:
 
 
 def write_folders(plan: Plan, root: Path) -> Path:
-    """Writes study.yaml and, for every run that has none, config.yaml and a planned status; returns the study folder.
+    """Writes study.yaml and runs.txt and, for every run that has none, config.yaml and a planned status; returns the
+    study folder.
 
     A folder that exists is left as it is: its name holds the hash of its config. UserError, before anything is written,
     where its config.yaml is another one in a field that changes the result.
@@ -44,6 +45,7 @@ def write_folders(plan: Plan, root: Path) -> Path:
         if rundir.is_run(folder / row.config.run):
             require_own(row.config, folder / row.config.run / rundir.CONFIG)
     files.write_text(folder / rundir.STUDY, yaml.safe_dump(plan.study.given, sort_keys=False, allow_unicode=True))
+    files.write_text(folder / rundir.ASKED, "".join(f"{row.config.run}\n" for row in plan.rows))
     write_tuning(plan.study, folder, plan.data.fingerprint, plan.data.samples, plan.data.classes)
     for row in plan.rows:
         run = folder / row.config.run

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from analysis.collect import update_tables
+from analysis.sections import unfinished
 from data.index import Index, read_index
 from data.remote import Location
 from scaling import files, rundir
+from scaling.attempt import mark
 from scaling.errors import UserError
 from scaling.study import folders
 from scaling.study.folders import write_folders
@@ -84,6 +87,27 @@ def test_what_changes_no_result_may_differ(plan: Plan, tmp_path: Path) -> None:
     change(path, f"lr: {plan.rows[0].config.train.lr}\n", f"lr: {plan.rows[0].config.train.lr * 1000:g}e-3\n")
     change(path, "  pooling: mean\n", "")
     write_folders(plan, tmp_path)
+
+
+def test_what_an_earlier_version_of_the_file_had_begun_is_not_missed(plan: Plan, tmp_path: Path) -> None:
+    """Nor by tables that were collected in between; asked for again, it is. What was completed stays."""
+    failed, completed = (row.config.run for row in plan.rows)
+    study = write_folders(plan, tmp_path)
+    mark(study / failed, "failed", error="no memory")
+    files.write_json(study / completed / rundir.SUMMARY, {"top1": 0.5})
+    assert unfinished(update_tables(study, tmp_path / "tables")) == 1
+    other = replace(plan.study, rules=[{"when": {}, "set": {"finetune.lr": 0.5}}])
+    write_folders(plan_study(other, tmp_path), tmp_path)
+    tables = update_tables(study, tmp_path / "tables")
+    assert unfinished(tables) == 2
+    states = tables.runs.set_index("run")["state"]
+    assert (states[failed], states[completed]) == ("superseded", "completed")
+    (reason,) = tables.excluded.loc[tables.excluded["run"] == failed, "reason"]
+    assert reason == "of an earlier version of study.yaml, failed: no memory"
+    write_folders(plan, tmp_path)
+    tables = update_tables(study, tmp_path / "tables")
+    assert unfinished(tables) == 1
+    assert tables.runs.set_index("run")["state"][failed] == "failed"
 
 
 @pytest.mark.parametrize("text", ["", "lr: [", "- 1"])
