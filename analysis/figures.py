@@ -38,7 +38,7 @@ PUBLISHED = (
     " Hollow diamonds are published numbers, not measured here: other recipes and other code, so they show where a "
     "result lies and rank nothing. Sources and protocols stand in the table below."
 )
-TRADED = ("study", "run", "strategy", "encoder", "size", "seed", "protocol", "parameters", "top1")
+TRADED = ("study", "run", *ARM, "size", "seed", "protocol", "parameters", "top1")
 PROTOCOL_NAMES = {"finetune": "after finetuning", "linear_probe": "linear probe", "knn": "k nearest neighbours"}
 
 
@@ -166,12 +166,13 @@ def cost(tables: Tables) -> Picture | None:
     if data.empty:
         return None
     data["hours"] = data.pop("total_gpu_seconds") / 3600
+    data = data.assign(label=labels)
     caption = (
         "One marker a run. The dotted line joins the runs that no other beats in both time and accuracy. Times are as "
         "observed, with whatever else the machines were doing."
     )
     figure = _trade_off(data, "hours", "hours", "Device hours, all stages together")
-    return Picture("cost", "Top-1 accuracy against device hours", caption, figure, data)
+    return Picture("cost", "Top-1 accuracy against device hours", caption, figure, data, wide=len(figure.axes) > 1)
 
 
 def accuracy_speed(tables: Tables) -> Picture | None:
@@ -186,6 +187,7 @@ def accuracy_speed(tables: Tables) -> Picture | None:
     data = data[data["images_per_second_per_device"] > 0].reset_index(drop=True)
     if data.empty:
         return None
+    data = data.assign(label=labels)
     data["seconds_per_image"] = 1 / data["images_per_second_per_device"]
     caption = (
         f"One marker a run: how fast its last stage trained ({STEADY_RULE}) and how accurate it became. Further right "
@@ -193,28 +195,40 @@ def accuracy_speed(tables: Tables) -> Picture | None:
         "here, as it makes the finished model no slower: what it cost stands in the picture of device hours."
     )
     figure = _trade_off(data, "images_per_second_per_device", "seconds_per_image", "Images per second and device")
-    return Picture("accuracy_speed", "Top-1 accuracy against training speed", caption, figure, data)
+    wide = len(figure.axes) > 1
+    return Picture("accuracy_speed", "Top-1 accuracy against training speed", caption, figure, data, wide=wide)
 
 
 def _trade_off(data: pd.DataFrame, x: str, price: str, label: str) -> Figure:
-    """Top-1 over `x`, one marker a run, and the Pareto front of little `price` and much top-1, marked in the data."""
-    front = pareto_front(data, price, "top1")
-    data["on_front"] = pd.MultiIndex.from_frame(data[RUN]).isin(pd.MultiIndex.from_frame(front[RUN]))
-    figure, grid = style.panels(1, 1, 5.7, 4.3)
-    axes, ends = grid[0][0], []
+    """Top-1 over `x`, one marker a run, and the Pareto front of little `price` and much top-1, marked in the data.
+
+    A panel for each protocol: what a probe reads off a frozen encoder is no cheaper finetuning.
+    """
+    data["on_front"] = False
+    protocols = sorted(data["protocol"].fillna("unknown").unique())
+    figure, grid = style.panels(1, len(protocols), 5.7 * len(protocols), 4.3)
+    for axes, protocol in zip(grid[0], protocols, strict=True):
+        part = data[data["protocol"].fillna("unknown") == protocol]
+        front = pareto_front(part, price, "top1")
+        data["on_front"] |= pd.MultiIndex.from_frame(data[RUN]).isin(pd.MultiIndex.from_frame(front[RUN]))
+        _trade_off_panel(axes, part, front, x)
+        axes.set(xlabel=label, ylabel=f"Top-1 accuracy, {PROTOCOL_NAMES.get(protocol, protocol)}")
+    return figure
+
+
+def _trade_off_panel(axes: Axes, data: pd.DataFrame, front: pd.DataFrame, x: str) -> None:
+    ends = []
     axes.step(front[x], front["top1"], where="post", color=style.MUTED, lw=1, linestyle=":")
-    for strategy in style.strategy_order(data["strategy"]):
-        part, colour = data[data["strategy"] == strategy].sort_values(x), style.hue(strategy)
+    for name in style.strategy_order(data["label"]):
+        part, colour = data[data["label"] == name].sort_values(x), style.hue(name)
         style.scatter(axes, part[x], part["top1"], part["size"], colour)
         last = part.iloc[-1]
-        ends.append((float(last[x]), float(last["top1"]), style.strategy_name(strategy), colour))
+        ends.append((float(last[x]), float(last["top1"]), style.strategy_name(name), colour))
     style.log_axis(axes, "x", data[x])
     axes.yaxis.set_major_formatter(FuncFormatter(style.percent))
     axes.margins(x=0.06, y=0.08)
-    axes.set(xlabel=label, ylabel="Top-1 accuracy")
     style.label_ends(axes, ends)
     style.size_legend(axes, style.size_order(data))
-    return figure
 
 
 def loss_curves(tables: Tables, pretraining: bool) -> Picture | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,3 +155,18 @@ def test_runs_of_one_name_in_two_studies_are_two_runs_on_the_front(tmp_path: Pat
 def test_the_pareto_front_holds_what_nothing_beats() -> None:
     table = pd.DataFrame({"hours": [1, 2, 3, 3, 4, 5], "top1": [0.5, 0.4, 0.7, 0.6, 0.7, 0.9]})
     assert pareto_front(table, "hours", "top1").to_numpy().tolist() == [[1, 0.5], [3, 0.7], [5, 0.9]]
+
+
+def test_a_probe_is_no_cheaper_finetuning(tmp_path: Path) -> None:
+    """It costs less and reads more off its encoder than either finetuning here, and is on a front of its own."""
+    study = write_study(tmp_path, strategies=("ar",), sizes=("pico",), seeds=(0, 1))
+    probe = write_run(study, "ar", stage="probe", parent=next(study.glob("*-pretrain-s0-*")).name)
+    summary = json.loads((probe / SUMMARY).read_text())
+    summary |= {"top1": 0.99, "protocol": "linear_probe", "total_gpu_seconds": 61.0}
+    (probe / SUMMARY).write_text(json.dumps(summary))
+    picture = cost(collect_runs(study))
+    assert picture is not None
+    assert [axes.get_ylabel() for axes in picture.figure.axes] == [
+        "Top-1 accuracy, after finetuning", "Top-1 accuracy, linear probe"
+    ]  # fmt: skip
+    assert picture.data.groupby("protocol")["on_front"].any().all()
