@@ -58,8 +58,12 @@ class Units:
     variance: float
 
     def limit(self, level: float = 0.95) -> float:
-        """The objective up to which a value is inside the interval."""
-        return self.objective + 0.5 * float(special.fdtri(1, self.freedom, level)) * self.variance
+        """The objective up to which a value is inside the interval.
+
+        Units on the law to rounding leave open what further values reach as exactly: a floor under equal accuracies.
+        """
+        worse = 0.5 * float(special.fdtri(1, self.freedom, level)) * self.variance
+        return self.objective + max(worse, EXACT * len(self.problem.log_y))
 
     def contains(self, quantity: Quantity, value: float) -> bool:
         """Whether the 95 % interval of `quantity` holds `value`, without looking for its ends."""
@@ -85,8 +89,6 @@ class Units:
 
     def _end(self, quantity: Quantity, centre: float, step: float, limit: float) -> float:
         """Walks outward until the objective passes the limit, then closes in on the crossing."""
-        if self.objective <= EXACT * len(self.problem.log_y):
-            return centre
 
         def excess(objective: float) -> float:
             return float(np.sqrt(max(objective - self.objective, 0.0)) - np.sqrt(limit - self.objective))

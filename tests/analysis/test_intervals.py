@@ -113,6 +113,16 @@ def test_where_the_floor_is_not_identified_the_interval_reaches_zero() -> None:
     assert sum(reached) >= 7
 
 
+def test_equal_accuracies_leave_open_how_much_of_them_is_a_floor() -> None:
+    """Every floor from 0 to the error itself fits as exactly; what is told apart stays told apart."""
+    x = np.geomspace(1e5, 1e8, 7)
+    fit = fit_law(pd.DataFrame({"x": x, "y": np.full(7, 0.02)}), "power-floor", "x", "y", delta=np.inf)
+    assert fit.parameters["floor"].interval_95 == pytest.approx((0.0, 0.02), rel=1e-3, abs=1e-12)
+    assert any("the floor is not identified" in warning for warning in fit.warnings)
+    exact = fit_law(pd.DataFrame({"x": x, "y": 0.1 + 30 * x**-0.4}), "power-floor", "x", "y", delta=np.inf)
+    assert exact.parameters["floor"].interval_95 == pytest.approx((0.1, 0.1), rel=1e-6)
+
+
 def test_single_outliers_do_not_move_the_interval_of_a_large_table() -> None:
     generator = np.random.default_rng(2)
     x = np.geomspace(1e6, 1e9, 80)
