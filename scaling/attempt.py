@@ -25,20 +25,23 @@ class Superseded(RuntimeError):  # noqa: N818 - it is a fact about this attempt,
 
 def highest(folder: Path) -> int:
     """The number of the newest attempt, 0 when there is none."""
-    attempts = folder / rundir.ATTEMPTS
-    if not attempts.is_dir():
-        return 0
-    return max((int(entry.name) for entry in attempts.iterdir() if entry.name.isdecimal()), default=0)
+    return max((int(entry.name) for entry in _claims(folder)), default=0)
 
 
 def origins(folder: Path) -> dict[int, int]:
     """{attempt: the step that it went on from}, of those that came so far."""
     found = {}
-    for entry in (folder / rundir.ATTEMPTS).iterdir():
+    for entry in _claims(folder):
         step = entry.read_text(encoding="utf-8").partition(f"\n{ORIGIN}")[2].strip()
         if step.isdecimal():  # a full disk may have torn it
             found[int(entry.name)] = int(step)
     return found
+
+
+def _claims(folder: Path) -> list[Path]:
+    """The files attempts/N; not what editors, copies and network file systems put beside them."""
+    attempts = folder / rundir.ATTEMPTS
+    return [entry for entry in attempts.iterdir() if entry.name.isdecimal()] if attempts.is_dir() else []
 
 
 @dataclass

@@ -65,11 +65,12 @@ def step_of(checkpoint: Path) -> int:
 
 
 def committed(run: Path) -> list[Path]:
-    """Complete checkpoints of a run folder, oldest first."""
+    """Complete checkpoints of a run folder, oldest first; not a copy that somebody keeps beside one."""
     folder = run / rundir.CHECKPOINTS
     if not folder.is_dir():
         return []
-    return sorted(entry for entry in folder.glob("step-*") if (entry / COMMIT).is_file())
+    found = [entry for entry in folder.glob("step-*") if (entry / COMMIT).is_file()]
+    return sorted((entry for entry in found if entry.name[len("step-") :].isdecimal()), key=step_of)
 
 
 def at_step(run: Path, step: int) -> Path:

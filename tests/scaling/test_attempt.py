@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scaling import rundir
-from scaling.attempt import Attempt, Superseded, highest
+from scaling.attempt import Attempt, Superseded, highest, origins
 from scaling.metrics import Records
 
 
@@ -20,6 +20,16 @@ def test_claims_at_once_are_all_different(tmp_path: Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         claimed = list(pool.map(lambda _: Attempt.claim(tmp_path).number, range(40)))
     assert sorted(claimed) == list(range(1, 41))
+
+
+def test_what_lies_beside_the_claims_is_none(tmp_path: Path) -> None:
+    """An editor's copy, and what NFS keeps of a file that was removed while it was open."""
+    Attempt.claim(tmp_path).goes_on_from(120)
+    claims = tmp_path / rundir.ATTEMPTS
+    for name in ("1~", ".nfs0000000000a1", "9.bak"):
+        (claims / name).write_bytes((claims / "1").read_bytes())
+    assert highest(tmp_path) == 1
+    assert origins(tmp_path) == {1: 120}
 
 
 def test_a_superseded_attempt_writes_nothing_more(tmp_path: Path) -> None:

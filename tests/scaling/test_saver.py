@@ -93,6 +93,15 @@ def test_an_attempt_without_a_commit_leaves_them(tmp_path: Path) -> None:
     assert go_on(tmp_path) == 200
 
 
+def test_a_copy_beside_them_is_no_checkpoint_of_the_run(tmp_path: Path) -> None:
+    go_on(tmp_path, 100)
+    folder = tmp_path / rundir.CHECKPOINTS
+    shutil.copytree(folder / step_name(100), folder / f"{step_name(100)}.bak")
+    assert go_on(tmp_path, 200, keep=1) == 100
+    assert kept(tmp_path) == [200]
+    assert (folder / f"{step_name(100)}.bak" / COMMIT).is_file()
+
+
 def test_an_old_attempt_takes_nothing_from_a_newer_one(tmp_path: Path) -> None:
     go_on(tmp_path, 100, 200)
     with pytest.raises(Superseded):
