@@ -23,9 +23,9 @@ RECIPE = (
 Facts = Mapping[str, Any]
 
 
-def write_card(folder: Path, path: Path | None = None) -> None:
-    """Writes the card of the completed run in `folder`, to README.md there or to `path`."""
-    config, summary = load_yaml(folder / rundir.CONFIG), rundir.read_json(folder / rundir.SUMMARY) or {}
+def write_card(folder: Path, summary: Facts, path: Path | None = None) -> None:
+    """Writes the card of the run in `folder`, whose final numbers are `summary`, to README.md there or to `path`."""
+    config = load_yaml(folder / rundir.CONFIG)
     evaluations, _ = rundir.read_lines(folder / rundir.EVALUATIONS)
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         header = file.metadata()

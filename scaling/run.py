@@ -46,7 +46,7 @@ from scaling.steplog import StepLog
 from scaling.steps import Readback, StepClock
 from scaling.stop import Stopped, StopRequest
 from scaling.study import identity
-from scaling.summary import write_summary
+from scaling.summary import sum_up
 from scaling.trace import Trace
 from scaling.train import train
 from scaling.watchdog import Watchdog
@@ -222,9 +222,11 @@ def carry_out(run: Run) -> None:
         run.saver.close()
         run.engine.close()
     export(run)
-    write_summary(run, evaluations)
     if run.attempt.writes:
-        write_card(run.attempt.folder)
+        folder, summary = run.attempt.folder, sum_up(run, evaluations)
+        run.attempt.check()
+        write_card(folder, summary)
+        files.write_json(folder / rundir.SUMMARY, summary)  # last: with it the run is completed, and never repeated
     run.attempt.set_status("completed", step=run.counters.step)
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scaling import files, rundir
+from scaling import rundir
 from scaling.attempt import origins
 from scaling.config import PROTOCOLS
 from scaling.environment import device_name
@@ -17,19 +17,13 @@ if TYPE_CHECKING:
     from scaling.run import Run
 
 
-def write_summary(run: Run, evaluations: Sequence[dict[str, Any]]) -> None:
-    """Writes every key of `rundir.SUMMARY_KEYS`, absent values null. Rank 0 alone."""
-    if not run.attempt.writes:
-        return
-    run.attempt.check()
+def sum_up(run: Run, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every key of `rundir.SUMMARY_KEYS`, absent values null. Rank 0 alone."""
     values = _own(run) | _measured(run, evaluations) | _rates(run)
     values |= _totals(run, values)
     assert set(values) == set(rundir.SUMMARY_KEYS), set(values) ^ set(rundir.SUMMARY_KEYS)
     ordered = {key: values[key] for key in rundir.SUMMARY_KEYS}
-    files.write_json(
-        run.attempt.folder / rundir.SUMMARY,
-        {key: finite(value) if isinstance(value, float) else value for key, value in ordered.items()},
-    )
+    return {key: finite(value) if isinstance(value, float) else value for key, value in ordered.items()}
 
 
 def _own(run: Run) -> dict[str, Any]:

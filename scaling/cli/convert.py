@@ -32,11 +32,11 @@ def convert(
     """
     from models.weights import notes_of, read_module, write_module
     from scaling.card import write_card
-    from scaling.rundir import SUMMARY
+    from scaling.rundir import SUMMARY, read_json
 
     module = read_module(input)
     write_module(module, output, to, notes_of(input))
-    if (input / SUMMARY).is_file():
-        write_card(input, output.with_suffix(".md"))
+    if (summary := read_json(input / SUMMARY)) is not None:
+        write_card(input, summary, output.with_suffix(".md"))
     tensors = sum(tensor.numel() for tensor in module.parameters())
     print(f"{output}: {type(module).__name__}, {tensors:,} parameters, {to}")

@@ -1,6 +1,7 @@
 """The model card says what the run folder says, and its example runs."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 import models
-from scaling import rundir
+from models.weights import WEIGHTS
+from scaling import files, rundir
+from scaling.card import CARD
 from scaling.cli.convert import convert
 from scaling.reading import load_run
 from scaling.run import execute
@@ -37,6 +40,31 @@ def test_numbers_are_the_runs(run: Path) -> None:
         assert text in card
     for text in ("circle, cross, square", "lr: 0.001", "global_batch: 16", "averaged weights"):
         assert text in card
+
+
+def test_no_kill_leaves_a_completed_run_without_it(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sees a summary finds the card: the process ends here at every file that it writes after the weights."""
+    folder = write_run(small_config(shards, images=16), tmp_path)
+    config, write, written = load_run(folder / rundir.CONFIG), files.write_text, 0
+
+    def counted(path: Path | str, text: str) -> None:
+        nonlocal written
+        if (folder / WEIGHTS).exists():
+            written += 1
+        if written == moment:
+            raise KeyboardInterrupt
+        write(path, text)
+
+    monkeypatch.setattr(files, "write_text", counted)
+    for moment in (1, 2, 3):  # noqa: B007  # `counted` reads it
+        written = 0
+        (folder / WEIGHTS).unlink(missing_ok=True)
+        with suppress(KeyboardInterrupt):
+            execute(config, folder)
+        assert (folder / CARD).exists() >= (folder / rundir.SUMMARY).exists()
+    assert (folder / rundir.SUMMARY).exists()
 
 
 def test_its_example_gives_the_module(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
