@@ -131,6 +131,24 @@ def mark(folder: Path, state: str, *, error: str | None = None) -> None:
     write_status(folder, state, attempt=status.get("attempt") or 0, step=status.get("step"), error=error)
 
 
+def at_work(folder: Path, ended: int = 0) -> bool:
+    """Whether the process that status.json calls running may be at work: nothing here shows that it is gone.
+
+    That shows outside Slurm, on the machine where it ran. `ended` is a process of this machine that is known to be.
+    """
+    status = rundir.read_json(folder / rundir.STATUS) or {}
+    if status.get("state") != "running":
+        return False
+    try:
+        claim = folder / rundir.ATTEMPTS / str(status.get("attempt"))
+        host, pid, job = claim.read_text(encoding="utf-8").split()[:3]
+    except (OSError, ValueError):
+        return False  # who is at work has claimed an attempt
+    if host != socket.gethostname():
+        return True
+    return pid != str(ended) and (job != "-" or Path(f"/proc/{pid}").exists())
+
+
 def job_id() -> str | None:
     """Slurm's id of this job, ARRAY_TASK for a task of an array; None elsewhere."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from scaling import rundir
-from scaling.attempt import Attempt, write_status
+from scaling.attempt import Attempt, at_work, job_id, write_status
 from scaling.environment import Rank
 from scaling.errors import UserError
 from scaling.files import UNWRITABLE
@@ -22,8 +22,8 @@ def record_stop(attempt: Attempt, reason: str) -> None:
 def record_failure(folder: Path, rank: Rank, attempt: Attempt | None, error: BaseException) -> BaseException:
     """Records the failure of rank 0, or a user's error that this rank alone may have met; the error to end with.
 
-    It is the run's only while this attempt is the newest. Where another rank has said before how the attempt ended,
-    this is its consequence: connections break when a rank leaves.
+    It is the run's only while this attempt is the newest or, before its claim, while no other process is at work. Where
+    another rank has said before how the attempt ended, this is its consequence: connections break when a rank leaves.
     """
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         error = UserError("run folder", str(folder), "a folder that can be written, with room", why=str(error))
@@ -31,13 +31,20 @@ def record_failure(folder: Path, rank: Rank, attempt: Attempt | None, error: Bas
     if ended is not None:
         return Stopped(ended[1]) if ended[0] == "stopped" else error
     is_told_here = rank.rank == 0 or (attempt is not None and isinstance(error, UserError))
-    if is_told_here and not (attempt is not None and attempt.superseded):
+    is_anothers = attempt.superseded if attempt is not None else _others_work(folder)
+    if is_told_here and not is_anothers:
         try:
             message = f"{type(error).__name__}: {error}"
             write_status(folder, "failed", attempt=attempt.number if attempt else 0, error=message)
         except OSError as unwritten:
             print(f"{rundir.STATUS} could not be written either: {unwritten}", file=sys.stderr)
     return error
+
+
+def _others_work(folder: Path) -> bool:
+    """Whether another process may be at work; not an earlier start of this very job, which is over."""
+    job = job_id()
+    return at_work(folder) and (job is None or (rundir.read_json(folder / rundir.STATUS) or {}).get("job_id") != job)
 
 
 def _ended(folder: Path, attempt: Attempt | None) -> tuple[str, str] | None:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import IO, Any
 
 from scaling import rundir
-from scaling.attempt import mark
+from scaling.attempt import at_work, mark
 from scaling.config import RunConfig
 from scaling.errors import UserError
 from scaling.study.failures import RUN_LOG, headline
@@ -184,7 +184,7 @@ class Scheduler:
             run = self.folder / name
             state = run_state(run)
             silent = state in ("running", "planned") or rundir.read_json(run / rundir.STATUS) == worker.before
-            if silent and state != "completed":
+            if silent and state != "completed" and not at_work(run, ended=worker.process.pid):
                 status = worker.process.returncode
                 early = self.stopping and status == -signal.SIGTERM  # it was only starting
                 state = "stopped" if early else "failed"

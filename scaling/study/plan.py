@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from data.datasets import known_sizes
 from data.remote import is_remote
 from scaling import rundir
+from scaling.attempt import at_work
 from scaling.config import DataConfig, RunConfig
 from scaling.cost import Cost, cost
 from scaling.errors import UserError
@@ -91,15 +91,7 @@ def with_seen_states(plan: Plan, root: Path) -> Plan:
 def seen_state(folder: Path) -> str:
     """`run_state`, but a run whose process on this very machine is dead is stopped, whatever it last said."""
     state = run_state(folder)
-    if state != "running":
-        return state
-    attempt = (rundir.read_json(folder / rundir.STATUS) or {}).get("attempt")
-    try:
-        host, pid, job = (folder / rundir.ATTEMPTS / str(attempt)).read_text(encoding="utf-8").split()[:3]
-    except (OSError, ValueError):
-        return state
-    here = host == socket.gethostname() and job == "-"
-    return "stopped" if here and not Path(f"/proc/{pid}").exists() else state
+    return "stopped" if state == "running" and not at_work(folder) else state
 
 
 def run_state(folder: Path) -> str:

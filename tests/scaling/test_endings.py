@@ -1,6 +1,9 @@
 """How a run ends: its engine lets go of what it has recorded before the ranks leave their group."""
 
+import dataclasses
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +20,7 @@ from scaling.reading import load_run
 from scaling.run import Run, execute
 from scaling.saver import Saver
 from scaling.stop import Stopped
-from tests.scaling.runs import small_config, write_run
+from tests.scaling.runs import environment, small_config, write_run
 
 
 @pytest.mark.parametrize("ending", ["completed", "stopped", "failed"])
@@ -89,3 +92,33 @@ def test_what_the_user_must_mend_is_told_by_the_rank_that_meets_it(tmp_path: Pat
     assert status is not None
     assert (status["state"], status["attempt"]) == ("failed", 1)
     assert "shard-000003.tar" in status["error"]
+
+
+@pytest.mark.parametrize("job", ["", "7"])
+def test_a_second_process_that_cannot_start_says_nothing_of_the_one_at_work(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    """Its error is its own: the run's once the first process is gone, or when a job that came again meets it."""
+    folder = write_run(small_config(shards), tmp_path)
+    config = dataclasses.replace(load_run(folder / rundir.CONFIG), parent="absent")
+    code = "import sys, pathlib, scaling.attempt as a; a.Attempt.claim(pathlib.Path(sys.argv[1])).set_status('running')"
+    command = [sys.executable, "-c", f"{code}; sys.stdin.read()", str(folder)]
+    set_job(monkeypatch, job)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment()) as first:
+        while (before := rundir.read_json(folder / rundir.STATUS)) is None:
+            assert first.poll() is None
+        set_job(monkeypatch, job and "8")
+        with pytest.raises(UserError, match="absent"):
+            execute(config, folder)
+        assert rundir.read_json(folder / rundir.STATUS) == before
+    set_job(monkeypatch, job)
+    with pytest.raises(UserError, match="absent"):
+        execute(config, folder)
+    assert (rundir.read_json(folder / rundir.STATUS) or {})["state"] == "failed"
+
+
+def set_job(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from scaling import rundir
-from scaling.attempt import write_status
+from scaling.attempt import Attempt, write_status
 from scaling.checkpoint import committed, step_of
 from scaling.reading import load_run
 from scaling.study import local
@@ -181,3 +181,18 @@ def test_what_a_process_says_before_its_claim_stays(
         words = f"scaling.attempt.write_status(pathlib.Path({str(folder)!r}), 'failed', error='no weights')"
         launch(plan, tmp_path / "runs", f"import pathlib, scaling.attempt; {words}; raise SystemExit(2)", monkeypatch)
         assert (rundir.read_json(folder / rundir.STATUS) or {})["error"] == "no weights"
+
+
+def test_a_run_that_another_process_has_taken_over_has_not_failed(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs" / plan.study.name / plan.rows[0].config.run
+    Attempt.claim(folder).set_status("running", step=7)  # of this very process
+    before = rundir.read_json(folder / rundir.STATUS)
+    launch(plan, tmp_path / "runs", "raise SystemExit(1)", monkeypatch)
+    assert rundir.read_json(folder / rundir.STATUS) == before
+    program = (
+        f"import pathlib, scaling.attempt as a; a.Attempt.claim(pathlib.Path({str(folder)!r})).set_status('running')"
+    )
+    launch(plan, tmp_path / "runs", program, monkeypatch)
+    assert (rundir.read_json(folder / rundir.STATUS) or {})["state"] == "failed"
