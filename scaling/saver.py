@@ -81,8 +81,9 @@ class Saver:
         """The commit after the writing, by rank 0; `before` is the step of the checkpoint before this one."""
         try:
             written.result()
+            crcs = self._checksums(temporary)
             if self.attempt.writes:
-                checkpoint.commit(self.attempt, temporary, counters, time.perf_counter() - began)
+                checkpoint.commit(self.attempt, temporary, counters, crcs, time.perf_counter() - began)
                 checkpoint.discard_unread(self.attempt, before, counters.step)
                 config = self.config
                 checkpoint.prune(self.attempt.folder, config.keep_checkpoints, config.keep_every, self.branches)
@@ -94,3 +95,13 @@ class Saver:
                     "checkpoints", str(temporary.parent), "a folder that can be written, with room", why=str(cause)
                 ) from error
             raise
+
+    def _checksums(self, temporary: Path) -> dict[str, int]:
+        """{file of tensors: crc32}, of all ranks: each reads back what it has just written, mostly out of memory."""
+        rank = dist.get_rank() if self.group is not None else 0
+        own = {path.name: checkpoint.crc32_of(path) for path in checkpoint.written_by(rank, temporary)}
+        everywhere = [own]
+        if self.group is not None:
+            everywhere = [own] * dist.get_world_size()
+            dist.all_gather_object(everywhere, own, group=self.group)
+        return {name: crc for crcs in everywhere for name, crc in crcs.items()}

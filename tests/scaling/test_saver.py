@@ -1,5 +1,7 @@
 """What stays of a run's checkpoints when the newest of them cannot be read and training goes on from one before."""
 
+import dataclasses
+import logging
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +17,7 @@ from scaling.attempt import Attempt, Superseded
 from scaling.checkpoint import COMMIT, Counters, committed, discard_unread, load_latest, step_name, step_of
 from scaling.config import TrainConfig
 from scaling.saver import Saver
+from tests.scaling.runs import STEPS, carry_out, curve, small_config, write_run
 
 
 class Killed(BaseException):
@@ -91,6 +94,55 @@ def test_an_attempt_without_a_commit_leaves_them(tmp_path: Path) -> None:
     for path, content in whole.items():
         path.write_bytes(content)
     assert go_on(tmp_path) == 200
+
+
+def flip_a_bit(path: Path) -> None:
+    """In a file of tensors one within a tensor, which torch reads without noticing."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_or_lost_file_is_named_and_the_one_before_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of any file that the marker lists, which are all; torch itself reads the bit, and logs tracebacks of the loss."""
+    go_on(tmp_path, 100, 200)
+    newest = tmp_path / rundir.CHECKPOINTS / step_name(200)
+    files = sorted(path for path in newest.iterdir() if path.name != COMMIT)
+    assert [path.name for path in files] == [".metadata", "__0_0.distcp", "counters.json"]
+    for path in files:
+        whole = path.read_bytes()
+        flip_a_bit(path)
+        assert go_on(tmp_path) == 100
+        assert f"{path.name} is not as it was committed" in capsys.readouterr().err
+        path.unlink()
+        assert go_on(tmp_path) == 100
+        assert f"{path.name}: No such file" in capsys.readouterr().err
+        path.write_bytes(whole)
+        assert go_on(tmp_path) == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_checkpoint_of_before_checksums_is_read(tmp_path: Path) -> None:
+    go_on(tmp_path, 100)
+    marker = tmp_path / rundir.CHECKPOINTS / step_name(100) / COMMIT
+    marker.write_text('{"attempt": 1, "seconds": 0.1}')
+    assert go_on(tmp_path) == 100
+
+
+@pytest.mark.slow
+def test_what_one_rank_finds_damaged_no_rank_reads(tmp_path: Path, shards: Path) -> None:
+    """The two go back together."""
+    folder = write_run(dataclasses.replace(small_config(shards), engine="fsdp"), tmp_path)
+    whole = curve(carry_out(folder, ranks=2))
+    (folder / rundir.SUMMARY).unlink()
+    *_, before, newest = committed(folder)
+    flip_a_bit(newest / "__1_0.distcp")
+    rows = carry_out(folder, ranks=2)
+    assert [row["step"] for row in rows if row["attempt"] == 2] == list(range(step_of(before) + 1, STEPS + 1))
+    for row, expected in zip(curve(rows), whole, strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_copy_beside_them_is_no_checkpoint_of_the_run(tmp_path: Path) -> None:
