@@ -89,6 +89,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError("file", str(path), "a readable YAML file", why=error.strerror or "") from None
+    except UnicodeDecodeError as error:
+        raise UserError("file", str(path), "YAML in UTF-8", why=str(error)) from None
     try:
         value = yaml.load(text, Loader)
     except yaml.YAMLError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from scaling.errors import UserError
+from scaling.files import UNWRITABLE
 
 PACKAGES = ("scaling", "models", "data", "slurm", "analysis")
 
@@ -40,7 +41,7 @@ def check_packages() -> None:
 
 
 def main() -> None:
-    """Runs the command line: 0 done, 2 the input is wrong, 85 asked to stop and saved, 1 anything else."""
+    """Runs the command line: 0 done, 2 the input is wrong or a disk refuses, 85 asked to stop and saved, 1 else."""
     try:
         check_packages()
         from scaling.cli import commands
@@ -48,5 +49,14 @@ def main() -> None:
         commands.register(app)
         app()
     except UserError as error:
-        print(f"armscale: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        valid = "one that may be read and written, on a disk with room"
+        _refuse(UserError("file", error.filename, valid, why=error.strerror or ""))
+
+
+def _refuse(error: UserError) -> None:
+    print(f"armscale: {error}", file=sys.stderr)
+    sys.exit(2)

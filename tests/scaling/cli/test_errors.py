@@ -153,3 +153,28 @@ def test_one_class_is_refused_by_stages_that_use_labels(tmp_path: Path) -> None:
     launched = armscale("study", "launch", study, cwd=tmp_path)
     assert launched.returncode == 2, launched.stdout + launched.stderr
     assert "two classes" in launched.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        (("data", "pack", "imagefolder:{images}", "{out}/packed"), "shard-000000.tar"),
+        (("study", "launch", "{study}", "--root", "{out}"), "study.yaml"),
+    ],
+)
+def test_a_disk_that_refuses_is_one_message(command: tuple[str, ...], file: str, tmp_path: Path, shards: Path) -> None:
+    """Here by a limit on the length of a file, with the same path through the program as a full disk."""
+    places = {"images": shards.parent / "images", "out": tmp_path, "study": tiny_study(tmp_path, shards)}
+    words = [word.format(**places) for word in command]
+    limited = ["prlimit", "--fsize=256", sys.executable, "-m", "scaling.cli", *words]
+    environment = os.environ | {"PYTHONPATH": str(HOME), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    ended = subprocess.run(limited, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert f"{file}' is not valid (File too large)" in ended.stderr
+
+
+def test_a_config_that_is_no_text_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"name: \xff\n")
+    told = armscale("run", "config.yaml", cwd=tmp_path)
+    assert (told.returncode, "YAML in UTF-8" in told.stderr) == (2, True), told.stderr
