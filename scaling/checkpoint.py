@@ -154,7 +154,13 @@ def prune(run: Path, keep: int, every: int, branches: Collection[int] = ()) -> N
     for old in found[:-keep]:
         if old not in periodic.values() and step_of(old) not in branches:
             (old / COMMIT).unlink()
-    for entry in (run / rundir.CHECKPOINTS).iterdir():
+    clear_unfinished(run)
+
+
+def clear_unfinished(run: Path) -> None:
+    """Removes what killed saves left: it may be what keeps the next one from having room. No save may be under way."""
+    folder = run / rundir.CHECKPOINTS
+    for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir() and not (entry / COMMIT).is_file():
             shutil.rmtree(entry, ignore_errors=True)
 
@@ -224,10 +230,13 @@ def _fault(path: Path, crc: int) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What went wrong on the first rank that failed."""
+    """What went wrong on the first rank that failed: the disk's error where torch.save laid one of its own over it."""
     if isinstance(error, dcp.CheckpointException) and error.failures:
-        return error.failures[min(error.failures)][0]
-    return error
+        error = error.failures[min(error.failures)][0]
+    below: BaseException | None = error
+    while below is not None and not isinstance(below, OSError):
+        below = below.__context__
+    return below or error
 
 
 def _from_first(call: Any, **options: Any) -> Any:

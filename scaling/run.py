@@ -286,6 +286,7 @@ def claim(config: RunConfig, folder: Path, rank: Rank, stop: StopRequest) -> Att
     if rank.rank == 0:
         attempt = Attempt.claim(folder)
         number += attempt.number
+        checkpoint.clear_unfinished(folder)  # while the other ranks wait
         stop.before_leaving = partial(attempt.last_word, "stopped")
         (folder / rundir.LOGS).mkdir(exist_ok=True)
         named = dataclasses.replace(config, run=folder.name)

@@ -32,6 +32,8 @@ def export(run: Run) -> None:
         "weights": "ema" if run.engine.average else "raw",
     }
     run.attempt.check()
+    for left in run.attempt.folder.glob(f".{WEIGHTS}.*.tmp"):  # by a kill in the midst of this
+        left.unlink()
     with files.atomic_write(run.attempt.folder / WEIGHTS) as file:
         file.write(save(tensors, metadata))
 

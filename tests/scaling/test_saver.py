@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import resource
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,10 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.weights import WEIGHTS
 from scaling import rundir
 from scaling.attempt import Attempt, Superseded
 from scaling.checkpoint import COMMIT, Counters, committed, discard_unread, load_latest, step_name, step_of
 from scaling.config import TrainConfig
+from scaling.errors import UserError
+from scaling.reading import load_run
+from scaling.run import execute
 from scaling.saver import Saver
 from tests.scaling.runs import STEPS, carry_out, curve, small_config, write_run
 
@@ -143,6 +148,46 @@ def test_what_one_rank_finds_damaged_no_rank_reads(tmp_path: Path, shards: Path)
     assert [row["step"] for row in rows if row["attempt"] == 2] == list(range(step_of(before) + 1, STEPS + 1))
     for row, expected in zip(curve(rows), whole, strict=True):
         assert row == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_disk_that_is_full_in_the_midst_of_a_tensor_is_told(tmp_path: Path) -> None:
+    """torch.save lays an error of its own over it; here a limit on the length of a file stands for the disk."""
+    saver = Saver(Attempt.claim(tmp_path), TrainConfig())
+    tensors = {f"model.{number}": torch.zeros(20_000) for number in range(100)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="File too large"):
+            saver.commit(tensors, Counters(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        saver.close()
+    assert not list((tmp_path / rundir.CHECKPOINTS).iterdir())
+
+
+def test_what_a_killed_attempt_left_is_gone_before_the_next_saves(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a checkpoint and half of the weights: on a disk without room for them beside the next, no attempt got on."""
+    folder = write_run(small_config(shards), tmp_path)
+    left = [
+        folder / rundir.CHECKPOINTS / f".{step_name(4)}.attempt-1" / "__0_0.distcp",
+        folder / rundir.CHECKPOINTS / step_name(2) / "__0_0.distcp",
+        folder / f".{WEIGHTS}.k1ll3d.tmp",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(100))
+    start, found = Saver.start, []
+
+    def watched(saver: Saver, tensors: dict[str, Any], counters: Counters) -> None:
+        found.append([path.exists() for path in left[:2]])
+        start(saver, tensors, counters)
+
+    monkeypatch.setattr(Saver, "start", watched)
+    execute(load_run(folder / rundir.CONFIG), folder)
+    assert found[0] == [False, False]
+    assert not left[2].exists()
 
 
 def test_a_copy_beside_them_is_no_checkpoint_of_the_run(tmp_path: Path) -> None:
