@@ -26,6 +26,8 @@ PACKAGES = (
 )  # fmt: skip
 
 
+GIT_SECONDS = 30.0
+
 _LEFT: list[Any] = []
 """Process groups that were left, until the process ends.
 
@@ -117,18 +119,19 @@ def device_name(device: torch.device) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that runs, with '+' where it holds uncommitted changes; None outside a checkout."""
+    """The commit of the checkout that runs, with '+' where it holds uncommitted changes; None outside a checkout, and
+    where git does not answer in time, as on a slow file system."""
     home = Path(__file__).resolve().parent.parent
     try:
         commit = _git(home, "rev-parse", "HEAD")
         return commit + ("+" if _git(home, "status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _git(home: Path, *arguments: str) -> str:
     command = ["git", "-C", str(home), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_SECONDS).stdout.strip()
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -152,7 +153,7 @@ class Run:
 def run_folder(config: RunConfig, path: Path, root: Path) -> Path:
     """The folder of the run whose config was read from `path`; refuses a folder that holds another config."""
     found = identity.run_id(config, read_index(split_folder(config.data.shards, "train")).fingerprint)
-    if path.name == rundir.CONFIG and (path.parent / rundir.STATUS).exists():
+    if path.name == rundir.CONFIG and (path.parent.name == found or (path.parent / rundir.STATUS).exists()):
         if path.parent.name != found:
             raise UserError(
                 "config",
@@ -267,8 +268,12 @@ def check_inputs(config: RunConfig, folder: Path, ranks: int) -> tuple[Index, Pa
         branching_point(config, folder)
         return index, None
     weights = folder.parent / config.parent / WEIGHTS
-    if not weights.is_file():
-        raise UserError("parent", config.parent, "a completed run beside this one", why=f"no {WEIGHTS} there")
+    try:
+        with safe_open(weights, framework="pt"):
+            pass  # its header says how long the file must be
+    except (OSError, SafetensorError) as error:
+        valid = "a completed run beside this one"
+        raise UserError("parent", config.parent, valid, why=f"{WEIGHTS} cannot be read there: {error}") from None
     return index, weights
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import os
 import subprocess
 import sys
 import weakref
@@ -9,18 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from data.batch import Batch
-from scaling import endings, rundir
+from models.weights import WEIGHTS
+from scaling import endings, environment, rundir
 from scaling.attempt import Attempt
 from scaling.engines.single import SingleEngine
 from scaling.environment import Rank
 from scaling.errors import UserError
 from scaling.reading import load_run
-from scaling.run import Run, execute
+from scaling.run import Run, execute, run_folder
 from scaling.saver import Saver
 from scaling.stop import Stopped
-from tests.scaling.runs import environment, small_config, write_run
+from tests.scaling import runs
+from tests.scaling.runs import small_config, write_run
 
 
 @pytest.mark.parametrize("ending", ["completed", "stopped", "failed"])
@@ -104,7 +109,7 @@ def test_a_second_process_that_cannot_start_says_nothing_of_the_one_at_work(
     code = "import sys, pathlib, scaling.attempt as a; a.Attempt.claim(pathlib.Path(sys.argv[1])).set_status('running')"
     command = [sys.executable, "-c", f"{code}; sys.stdin.read()", str(folder)]
     set_job(monkeypatch, job)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment()) as first:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=runs.environment()) as first:
         while (before := rundir.read_json(folder / rundir.STATUS)) is None:
             assert first.poll() is None
         set_job(monkeypatch, job and "8")
@@ -115,6 +120,34 @@ def test_a_second_process_that_cannot_start_says_nothing_of_the_one_at_work(
     with pytest.raises(UserError, match="absent"):
         execute(config, folder)
     assert (rundir.read_json(folder / rundir.STATUS) or {})["state"] == "failed"
+
+
+def test_weights_of_a_parent_that_were_cut_off_are_its_fault(tmp_path: Path, shards: Path) -> None:
+    """As a copy onto a full disk leaves them."""
+    folder = write_run(small_config(shards, stage="finetune", randaugment="", mixup=0.0, cutmix=0.0), tmp_path)
+    weights = folder.parent / "parent" / WEIGHTS
+    weights.parent.mkdir()
+    config = dataclasses.replace(load_run(folder / rundir.CONFIG), parent="parent")
+    for content in (b"", save({"weight": torch.zeros(1000)})[:-1]):
+        weights.write_bytes(content)
+        with pytest.raises(UserError, match=rf"parent: 'parent' is not valid \({WEIGHTS} cannot be read"):
+            execute(config, folder)
+
+
+def test_a_run_that_lost_its_status_goes_on_in_its_folder(tmp_path: Path, shards: Path) -> None:
+    """Wherever the root is said to be: another folder would begin it again."""
+    folder = write_run(small_config(shards), tmp_path)
+    config = load_run(folder / rundir.CONFIG)
+    assert run_folder(config, folder / rundir.CONFIG, tmp_path / "elsewhere") == folder
+
+
+def test_git_that_does_not_answer_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nexec sleep 20\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(environment, "GIT_SECONDS", 0.2)
+    assert environment.git_commit() is None
 
 
 def set_job(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
