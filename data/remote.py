@@ -7,6 +7,7 @@ command), or pipe:COMMAND, which gets the name of the wanted file in place of {}
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -20,12 +21,14 @@ from typing import IO, Any, Final
 
 from data.download import CACHE
 from scaling.errors import UserError
+from scaling.files import UNWRITABLE
 
 SHARD_CACHE: Final = CACHE / "shards"
 CACHE_BYTES: Final = 64 << 30
 ATTEMPTS: Final = 5
 BACK_OFF: Final = 1.0  # seconds before the second attempt, twice as long before each further one
 CHUNK: Final = 1 << 20
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 FETCHERS: Final = 2  # threads that read ahead, in each process
 
 Location = str | Path
@@ -68,7 +71,10 @@ def download(
     sha256: str | None = None,
     attempts: int = ATTEMPTS,
 ) -> None:
-    """Fills `file` with the remote file `name`, checked; tries again with growing pauses, then UserError."""
+    """Fills `file` with the remote file `name`, checked; tries again with growing pauses, then UserError.
+
+    OSError where there is no room for it here.
+    """
     for attempt in range(attempts):
         if attempt:
             time.sleep(BACK_OFF * 2 ** (attempt - 1))
@@ -78,6 +84,8 @@ def download(
             _copy(location, name, file, size, sha256)
             return
         except (OSError, ValueError, IncompleteError) as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise  # of the disk here, which another attempt does not empty
             last = error
     said = re.sub(r"^\(.*\): (exit -?\d+).*", r"\1", str(last), flags=re.DOTALL)  # gopen tells its whole command
     why = f"{name} could not be fetched in {attempts} attempts: {said}"
@@ -125,17 +133,26 @@ class ShardCache:
 
     @contextlib.contextmanager
     def held(self, location: Location, name: str, size: int, sha256: str) -> Iterator[Path]:
-        """`get`, with a file that stays at its path in the block: long enough to open it, not to read it."""
+        """`get`, with a file that stays at its path in the block: long enough to open it, not to read it.
+
+        UserError where the folder cannot be written, or its disk is full before the limit is reached.
+        """
         if size > self.limit:
             raise UserError("cache_bytes", self.limit, f"at least the size of a shard ({size})")
         path = self.path(sha256)
-        while True:
-            with self._locked(fcntl.LOCK_SH):
-                if path.is_file():
-                    os.utime(path)
-                    yield path
-                    return
-            self._fetch(location, name, size, sha256)
+        try:
+            while True:
+                with self._locked(fcntl.LOCK_SH):
+                    if path.is_file():
+                        os.utime(path)
+                        yield path
+                        return
+                self._fetch(location, name, size, sha256)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            valid = f"a folder that can be written, with room for {self.limit} bytes"
+            raise UserError("cache", str(self.folder), valid, why=str(error)) from None
 
     def _fetch(self, location: Location, name: str, size: int, sha256: str) -> None:
         """Fetches a file that is not there; or waits until another process has, or has failed to."""

@@ -104,8 +104,9 @@ class Store:
         with self._local(shard.name, shard.bytes, shard.sha256) as path:
             try:
                 descriptor = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                raise UserError("shards", str(path), "all shards that the index lists", why="no such file") from None
+            except OSError as error:
+                valid, why = "all shards that the index lists, readable", error.strerror or ""
+                raise UserError("shards", str(path), valid, why=why) from None
         self._descriptors[number] = descriptor
         if len(self._descriptors) > (OPEN_SHARDS if self.cache is None else OPEN_CACHED):
             os.close(self._descriptors.popitem(last=False)[1])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import io
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -311,3 +315,42 @@ def test_four_nodes_share_the_bytes_and_two_nodes_go_on(tmp_path: Path, monkeypa
     alone = open_stream(tmp_path / "shards", PLAIN, global_batch=12, micro_batch=12, seed=0)
     sequence = np.concatenate([batch.samples.numpy() for batch in islice(alone, 2 * steps)])
     assert [*samples, *later] == sequence.tolist()
+
+
+class Full(io.BytesIO):
+    def write(self, _: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_here_is_not_the_location(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: another attempt empties no disk."""
+    monkeypatch.setattr(remote, "BACK_OFF", 600.0)
+    with pytest.raises(OSError, match="No space left"):
+        remote.download(f"pipe:cat {split_folder(shards, 'train')}/{{}}", "index.json", Full())
+
+
+@pytest.mark.parametrize("trouble", ["a full disk", "a folder that is not ours"])
+def test_a_cache_that_cannot_be_filled_is_named(tmp_path: Path, shards: Path, trouble: str) -> None:
+    """A limit on the length of a file stands for the full disk; in /sys nobody makes a folder."""
+    folder = split_folder(shards, "train")
+    shard = read_index(folder).shards[0]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if trouble == "a full disk":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (shard.bytes // 2, before[1]))
+    cache = tmp_path if trouble == "a full disk" else Path("/sys/armscale")
+    try:
+        with pytest.raises(UserError, match=r"^cache: "):
+            ShardCache(cache).get(f"pipe:cat {folder}/{{}}", shard.name, shard.bytes, shard.sha256)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_shard_that_cannot_be_opened_is_named(shards: Path, tmp_path: Path) -> None:
+    """Whatever the reason; a run told of its own folder instead."""
+    folder = tmp_path / "train"
+    shutil.copytree(Path(split_folder(shards, "train")), folder)
+    shard = folder / read_index(folder).shards[0].name
+    shard.unlink()
+    shard.symlink_to(shard)
+    with pytest.raises(UserError, match=rf"{shard.name}.*Too many levels"):
+        Store(folder).read(0)
