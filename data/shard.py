@@ -115,12 +115,14 @@ def write_shard(split: Split, members: Sequence[int], folder: Path, number: int,
 
 
 def read_record(parts: Path, number: int) -> Record | None:
-    """The record of a shard that was finished before, or None."""
+    """The record of a shard that was finished before, or None: also where the shard is gone or cut since."""
     path = (parts / shard_name(number)).with_suffix(".json")
     if not path.is_file():
         return None
     value = json.loads(path.read_text(encoding="utf-8"))
-    return Record(**{**value, "shard": Shard(**value["shard"])})
+    record = Record(**{**value, "shard": Shard(**value["shard"])})
+    shard = parts.parent / record.shard.name
+    return record if shard.is_file() and shard.stat().st_size == record.shard.bytes else None
 
 
 def read_part(parts: Path, number: int) -> NDArray[np.void]:

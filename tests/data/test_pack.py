@@ -16,6 +16,7 @@ from PIL import Image
 
 from data.index import read_index, read_samples, split_folder
 from data.pack import PARTS, pack
+from data.verify import verify
 from scaling.errors import UserError
 from tests.data.conftest import write_images
 
@@ -209,3 +210,19 @@ def test_an_index_that_is_broken_or_of_another_time(shards: Path, tmp_path: Path
     (tmp_path / "index.json").write_text(json.dumps({**json.loads(text), "format": 99}))
     with pytest.raises(UserError, match="format 99"):
         read_index(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_finished_shard_that_is_cut_or_gone_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    """Between a killed packing and the next: the index would list what is not there."""
+    images = write_images(tmp_path / "images", classes=2, each=6)
+    with monkeypatch.context() as patched:
+        patched.delattr("data.pack._finish")
+        with pytest.raises(NameError):
+            pack(f"imagefolder:{images}", tmp_path / "out", shard_samples=5)
+    shard = tmp_path / "out" / "train" / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:1000]) if cut else shard.unlink()
+    pack(f"imagefolder:{images}", tmp_path / "out", shard_samples=5)
+    assert verify(tmp_path / "out" / "train") == []
