@@ -14,6 +14,8 @@ from typing import Self
 EXIT_STOPPED = 85
 """Exit status of a rank that was asked to stop and has its state saved."""
 
+ANOTHER_RANK = "another rank was asked to stop"
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 

@@ -10,7 +10,7 @@ from scaling.evaluate import evaluate, having_turn
 from scaling.randomness import step_noise
 from scaling.rollback import roll_back
 from scaling.schedule import learning_rate
-from scaling.stop import Stopped
+from scaling.stop import ANOTHER_RANK, Stopped
 from scaling.unreadable import Unreadable
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def train(run: Run) -> None:
             saver.start(engine.state(), counters)
             run.clock.restart()
         if stopping and not finished:
-            raise Stopped(f"{run.stop.reason or 'another rank was asked to stop'} at step {counters.step}")
+            raise Stopped(f"{run.stop.reason or ANOTHER_RANK} at step {counters.step}")
         if evaluating:  # a stop in its midst commits this very state
             evaluate(run, finished=False)
             run.clock.restart()

@@ -29,7 +29,8 @@ from scaling.bench.trainer import CLASSES, StepCase, resident_inputs, use_backen
 from scaling.config import RunConfig
 from scaling.environment import Rank
 from scaling.optimizer import build_optimizer
-from scaling.run import Run, build
+from scaling.run import Run
+from scaling.start import build
 from scaling.stop import StopRequest
 from scaling.train import train
 

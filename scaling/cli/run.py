@@ -28,8 +28,10 @@ def run(
     device: Annotated[str, typer.Option(help="--dry-run: the device that it must fit, such as H100.")] = "",
 ) -> None:
     """Train, evaluate and sum up one run: alone, under torchrun, or as a Slurm task. Resumes what was interrupted."""
+    from scaling.attempt import Superseded
+    from scaling.execute import execute
     from scaling.reading import load_run
-    from scaling.run import execute, run_folder
+    from scaling.start import run_folder
     from scaling.stop import EXIT_STOPPED, Stopped
 
     for option, value in (("--ranks", ranks), ("--device", device)):
@@ -45,6 +47,9 @@ def run(
     except Stopped as stopped:
         typer.echo(f"stopped: {stopped}; the same command continues", err=True)
         raise typer.Exit(EXIT_STOPPED) from None
+    except Superseded as superseded:
+        typer.echo(f"stopped: {superseded}", err=True)
+        raise typer.Exit(1) from None
     typer.echo(f"completed: {summary}")
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from data.batch import Batch
 from scaling import inputs, rundir
+from scaling.execute import execute
 from scaling.reading import load_run
-from scaling.run import execute
 from scaling.stop import EXIT_STOPPED, Stopped
 
 

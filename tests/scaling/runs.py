@@ -11,7 +11,7 @@ from models.config import ARConfig, MAEConfig
 from scaling import rundir
 from scaling.config import STAGE_DEFAULTS, DataConfig, ModelConfig, RunConfig
 from scaling.reading import dump
-from scaling.run import run_folder
+from scaling.start import run_folder
 
 HOME = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 6, 16

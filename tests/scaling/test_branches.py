@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from scaling import rundir
 from scaling.checkpoint import committed, step_of
 from scaling.errors import UserError
-from scaling.run import branching_point
+from scaling.start import branching_point
 from scaling.study.chains import decay_of, trunk_of
 from tests.scaling.runs import BATCH, carry_out, curve, small_config, write_run
 

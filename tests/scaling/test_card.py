@@ -14,8 +14,8 @@ from models.weights import WEIGHTS
 from scaling import files, rundir
 from scaling.card import CARD
 from scaling.cli.convert import convert
+from scaling.execute import execute
 from scaling.reading import load_run
-from scaling.run import execute
 from tests.scaling.runs import small_config, write_run
 
 

@@ -12,8 +12,8 @@ from scaling.cost import cost, utilisation
 from scaling.devices import Device
 from scaling.environment import device_name
 from scaling.errors import UserError
+from scaling.execute import execute
 from scaling.reading import load_run
-from scaling.run import execute
 from tests.scaling.runs import STEPS, small_config, write_run
 
 

@@ -20,9 +20,11 @@ from scaling.attempt import Attempt
 from scaling.engines.single import SingleEngine
 from scaling.environment import Rank
 from scaling.errors import UserError
+from scaling.execute import execute
 from scaling.reading import load_run
-from scaling.run import Run, execute, run_folder
+from scaling.run import Run
 from scaling.saver import Saver
+from scaling.start import run_folder
 from scaling.stop import Stopped
 from tests.scaling import runs
 from tests.scaling.runs import small_config, write_run

@@ -20,8 +20,8 @@ from scaling.config import EvaluatorConfig
 from scaling.evaluate.knn import knn
 from scaling.evaluate.probe import linear_probe
 from scaling.evaluate.subject import subject_from
+from scaling.execute import execute
 from scaling.reading import load_run
-from scaling.run import execute
 from scaling.study.chains import runs
 from scaling.study.table import load_study
 from tests.scaling.runs import BATCH, small_config, write_run

@@ -13,7 +13,7 @@ from scaling.attempt import Attempt
 from scaling.config import DataConfig
 from scaling.environment import Rank
 from scaling.rollback import describe
-from scaling.run import build
+from scaling.start import build
 from scaling.steps import Step
 from scaling.stop import StopRequest
 from tests.scaling.runs import BATCH, small_config, write_run

@@ -19,8 +19,8 @@ from scaling.attempt import Attempt, Superseded
 from scaling.checkpoint import COMMIT, Counters, committed, discard_unread, load_latest, step_name, step_of
 from scaling.config import TrainConfig
 from scaling.errors import UserError
+from scaling.execute import execute
 from scaling.reading import load_run
-from scaling.run import execute
 from scaling.saver import Saver
 from tests.scaling.runs import STEPS, carry_out, curve, small_config, write_run
 

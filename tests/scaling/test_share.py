@@ -13,8 +13,8 @@ from data.batch import mix
 from data.stream import open_stream
 from scaling.config import FSDPConfig, RunConfig, augmentation
 from scaling.errors import UserError
-from scaling.run import check_inputs
 from scaling.share import share_of
+from scaling.start import check_inputs
 from tests.scaling.runs import small_config
 
 

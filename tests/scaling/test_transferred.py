@@ -11,8 +11,8 @@ import models
 from models.build import build_objective
 from models.weights import WEIGHTS, write_module
 from scaling import rundir
+from scaling.execute import execute
 from scaling.reading import load_run
-from scaling.run import execute
 from tests.scaling.runs import BATCH, small_config, write_run
 
 RESTING = 1e-12

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from scaling import cli
+from scaling import cli, rundir
+from scaling.attempt import Attempt
 from scaling.cli import commands
+from tests.scaling.runs import command, environment, small_config, write_run
 from tests.scaling.test_quickstart import armscale, tiny_study
 
 HOME = Path(__file__).resolve().parents[3]
@@ -178,3 +181,17 @@ def test_a_config_that_is_no_text_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"name: \xff\n")
     told = armscale("run", "config.yaml", cwd=tmp_path)
     assert (told.returncode, "YAML in UTF-8" in told.stderr) == (2, True), told.stderr
+
+
+def test_a_run_that_another_process_takes_over_ends_in_one_line(tmp_path: Path, shards: Path) -> None:
+    folder = write_run(small_config(shards, images=1600), tmp_path)
+    with subprocess.Popen(command(folder), env=environment(), stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr is not None
+        while not rundir.read_lines(folder / rundir.METRICS)[0]:
+            assert first.poll() is None
+            time.sleep(0.05)
+        Attempt.claim(folder)
+        told = first.stderr.read()
+    assert first.returncode == 1, told
+    assert "Traceback" not in told
+    assert told.endswith(f"stopped: attempt 1 of {folder.name} stops: a newer attempt has taken over\n")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from scaling import rundir
 from scaling.environment import Rank
+from scaling.execute import execute
 from scaling.reading import load_run
-from scaling.run import execute
 
 if __name__ == "__main__":
     leave = Rank.leave

@@ -31,8 +31,8 @@ from scaling.errors import UserError
 from scaling.evaluate import BUILDERS
 from scaling.evaluate.knn import knn
 from scaling.evaluate.subject import Subject, subject_from
+from scaling.execute import execute
 from scaling.reading import load_run
-from scaling.run import execute
 from scaling.stop import Stopped
 from tests.models.configs import encoder
 from tests.scaling.evaluate import several

@@ -20,7 +20,7 @@ from scaling.evaluate import require_test_sets
 from scaling.evaluate.classify import classify
 from scaling.evaluate.imagenet import class_numbers, read_real, validation_number
 from scaling.evaluate.subject import Subject
-from scaling.run import check_inputs
+from scaling.start import check_inputs
 from scaling.study.plan import plan_study, require_data
 from scaling.study.table import load_study
 from tests.conftest import draw_shape

@@ -15,8 +15,8 @@ from scaling import rundir
 from scaling.environment import Rank
 from scaling.evaluate.pictures import GAP, MARGIN, SHOWN, TILE
 from scaling.evaluate.subject import subject_from
+from scaling.execute import execute
 from scaling.reading import load_run
-from scaling.run import execute
 from tests.scaling.runs import small_config, write_run
 
 

@@ -16,8 +16,8 @@ from analysis.collect import collect_runs
 from analysis.tables import write_tables
 from models.weights import WEIGHTS
 from scaling import rundir
+from scaling.execute import execute
 from scaling.reading import load_run
-from scaling.run import execute
 from scaling.study.folders import write_folders
 from scaling.study.match import RATE
 from scaling.study.plan import Plan, plan_study
