@@ -230,13 +230,10 @@ def _fault(path: Path, crc: int) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What went wrong on the first rank that failed: the disk's error where torch.save laid one of its own over it."""
+    """What went wrong on the first rank that failed."""
     if isinstance(error, dcp.CheckpointException) and error.failures:
-        error = error.failures[min(error.failures)][0]
-    below: BaseException | None = error
-    while below is not None and not isinstance(below, OSError):
-        below = below.__context__
-    return below or error
+        return error.failures[min(error.failures)][0]
+    return error
 
 
 def _from_first(call: Any, **options: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import _FileSystemWriter
 
 from scaling import checkpoint
 from scaling.attempt import Attempt
@@ -18,6 +19,23 @@ from scaling.checkpoint import Counters, root_cause
 from scaling.config import TrainConfig
 from scaling.errors import UserError
 from scaling.files import UNWRITABLE
+
+
+class Writer(_FileSystemWriter):  # the public one would also change how the state is copied
+    """Torch's own, but a disk's error over which torch.save laid one of its own is told as it is.
+
+    Here, as what lies below an error does not travel to other ranks.
+    """
+
+    def write_data(self, *arguments: Any) -> Any:
+        """Writes the tensors of this rank."""
+        try:
+            return super().write_data(*arguments)
+        except RuntimeError as error:
+            below: BaseException | None = error
+            while below is not None and not isinstance(below, OSError):
+                below = below.__context__
+            raise below or error from None
 
 
 class Saver:
@@ -48,7 +66,9 @@ class Saver:
         began = time.perf_counter()
         kept = replace(counters, losses=list(counters.losses))
         temporary = checkpoint.temporary_folder(self.attempt, counters.step)
-        written = dcp.async_save(state, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None)
+        written = dcp.async_save(
+            state, storage_writer=Writer(temporary), process_group=self.group, no_dist=self.group is None
+        )
         assert isinstance(written, Future)
         self.under_way = self.threads.submit(self._finish, written, temporary, kept, self.newest, began)
         self.newest = counters.step

@@ -18,6 +18,7 @@ from scaling import rundir
 from scaling.attempt import Attempt, Superseded
 from scaling.checkpoint import COMMIT, Counters, committed, discard_unread, load_latest, step_name, step_of
 from scaling.config import TrainConfig
+from scaling.environment import Rank
 from scaling.errors import UserError
 from scaling.execute import execute
 from scaling.reading import load_run
@@ -150,8 +151,14 @@ def test_what_one_rank_finds_damaged_no_rank_reads(tmp_path: Path, shards: Path)
         assert row == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_disk_that_is_full_in_the_midst_of_a_tensor_is_told(tmp_path: Path) -> None:
-    """torch.save lays an error of its own over it; here a limit on the length of a file stands for the disk."""
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_disk_that_is_full_in_the_midst_of_a_tensor_is_told(tmp_path: Path, grouped: bool) -> None:
+    """torch.save lays an error of its own over it, and in a group of ranks errors travel without what lies below.
+
+    Here a limit on the length of a file stands for the disk.
+    """
+    if grouped:
+        Rank().join()
     saver = Saver(Attempt.claim(tmp_path), TrainConfig())
     tensors = {f"model.{number}": torch.zeros(20_000) for number in range(100)}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -162,6 +169,7 @@ def test_a_disk_that_is_full_in_the_midst_of_a_tensor_is_told(tmp_path: Path) ->
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         saver.close()
+        Rank().leave()
     assert not list((tmp_path / rundir.CHECKPOINTS).iterdir())
 
 
