@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.throughput import COMPARED
 from scaling.errors import UserError
 from scaling.rundir import read_json
 
 KINDS = ("step", "scaling")
 CASE = ("strategy", "encoder", "size", "stage", "precision")
-EFFICIENCY = ("kind", "strategy", "encoder", "size", "stage", "resolution", "device", "engine", "devices", "batch",
-              "rate", "efficiency")  # fmt: skip
+EFFICIENCY = ("kind", *COMPARED, "devices", "batch", "rate", "efficiency")
 STEPS = ("device", *CASE, "engine", "micro_batch", "name", "step_seconds", "low", "high", "images_per_second", "mfu",
          "peak_memory_bytes", "scan_share", "error")  # fmt: skip
 RATES = {"devices", "batch", "rate", "micro_batch", "step_seconds", "images_per_second"}
@@ -62,7 +62,11 @@ def efficiencies(reports: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """
     rows = []
     for report in (report for report in reports if report["bench"] == "scaling"):
-        case = {name: report["case"].get(name) for name in CASE} | {"resolution": report.get("image_size")}
+        case = {name: report["case"].get(name) for name in CASE} | {
+            "resolution": report.get("image_size"),
+            "config.compile": report.get("compile"),
+            "config.checkpointing": report["case"].get("checkpointing"),
+        }
         good = [row for row in report["results"] if "error" not in row]
         engines = sorted({row["engine"] for row in good if row["ranks"] > 1})
         for row in good:

@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from analysis import style
-from analysis.arms import several, told
+from analysis.arms import several
+from analysis.setups import told_setting
 from analysis.style import Picture
 from analysis.tables import Tables
-from analysis.throughput import STEADY_RULE, study_rates
+from analysis.throughput import COMPARED, STEADY_RULE, study_rates
 
 SPEED = (
     ("images_per_second", "Images per second"),
@@ -23,7 +24,6 @@ SPEED = (
 )
 STAGES = {"pretrain": "Pretraining", "finetune": "Finetuning", "probe": "Probe"}
 CELL = ["strategy", "encoder", "size", "stage"]
-COMPARED = ["resolution", "device", "engine"]
 PARTS = (("data_seconds", "waiting for data", style.MUTED), ("model_seconds", "computing", "#0072B2"))
 RESOURCES = (("mfu", "Model FLOPs utilisation"), ("memory_gib", "Peak memory of a device, GiB"))
 CASES_A_ROW = 3
@@ -183,13 +183,13 @@ def scaling_efficiency(cells: pd.DataFrame) -> Picture | None:
     figure, grid = style.panels(1, len(kinds), 5.8 * len(kinds), 4.1, sharey=True)
     for axes, kind in zip(grid[0], kinds, strict=True):
         ends, part = [], cells[cells["kind"] == kind]
-        lines = part.sort_values("devices", kind="stable").groupby([*CELL, *COMPARED, "batch"], dropna=False)
-        apart = [name for name in ("encoder", "stage", *COMPARED[:-1]) if several(part, name)]
+        lines = part.sort_values("devices", kind="stable").groupby([*COMPARED, "batch"], dropna=False)
+        apart = [name for name in COMPARED[1:-1] if name != "size" and several(part, name)]
         for number, ((strategy, _, size, *_, engine, batch), line) in enumerate(lines):
             colour, last = style.hue(str(strategy)), line.iloc[-1]
             axes.plot(line["devices"], line["efficiency"], style.marker(str(size)), color=colour, mec="white", mew=0.8,
                       linestyle=("-", "--", ":", "-.")[number % 4])  # fmt: skip
-            more = [told(last[name]) if name == "resolution" else str(last[name]) for name in apart]
+            more = [told_setting(name, last[name]) for name in apart]
             text = ", ".join(
                 [f"{style.strategy_name(str(strategy))} {size}", *more, str(engine), f"{batch:.0f} images"]
             )

@@ -32,14 +32,14 @@ def setups(runs: pd.DataFrame) -> pd.Series:
 def _of_stage(runs: pd.DataFrame) -> pd.Series:
     label = runs["strategy"].astype(str)
     for name in filter(lambda name: several(runs, name), ALWAYS):
-        label = label + ", " + runs[name].map(lambda value, name=name: _told(name, value))
+        label = label + ", " + runs[name].map(lambda value, name=name: told_setting(name, value))
     for name in filter(lambda name: several(runs, name), WHERE_VARIED):
         if runs.groupby([label, "size"])[name].nunique().max() > 1:
-            label = label + ", " + runs[name].map(lambda value, name=name: _told(name, value))
+            label = label + ", " + runs[name].map(lambda value, name=name: told_setting(name, value))
     return label
 
 
-def _told(name: str, value: object) -> str:
+def told_setting(name: str, value: object) -> str:
     """One setting for people."""
     if isinstance(value, float):
         plain = f"{value:g}"

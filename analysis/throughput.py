@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,9 @@ RATES = ("images_per_second", "tokens_per_second", "step_seconds", "data_seconds
          "micro_batch")  # fmt: skip
 FACTS = ("strategy", "encoder", "size", "stage", "seed", "engine", "precision", "resolution", "device", "parameters",
          "global_batch", "peak_memory_bytes", "config.compile", "config.checkpointing")  # fmt: skip
+COMPARED = ("strategy", "encoder", "size", "stage", "resolution", "device", "precision", "config.compile",
+            "config.checkpointing", "engine")  # fmt: skip
+"""What runs on several numbers of devices have in common whose speeds tell an efficiency."""
 WARM_UP = 0.1
 STEADY_RULE = "medians over the logged intervals after the first tenth (at least one) of each attempt"
 IDENTITY_TOLERANCE = 0.05
@@ -94,10 +96,8 @@ def _median_places(count: int) -> tuple[int, int]:
     return int(np.argmax(below[0] >= 0.025)), int(np.argmax(below[1] >= 0.975))
 
 
-def efficiency(
-    table: pd.DataFrame, kind: str, within: Sequence[str] = ("strategy", "encoder", "size", "stage")
-) -> pd.DataFrame:
-    """Rate per device against the smallest number of devices: columns of `within`, devices, rate and efficiency.
+def efficiency(table: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Rate per device against the smallest number of devices: columns of COMPARED, batch, devices, rate and efficiency.
 
     `kind` weak compares runs of one batch per device, strong runs of one global batch. Runs of one cell are medians;
     cells measured at a single number of devices give no row, as there is nothing to compare.
@@ -105,7 +105,8 @@ def efficiency(
     if kind not in ("weak", "strong"):
         raise UserError("kind", kind, ("weak", "strong"))
     batch = table["global_batch"] / table["devices"] if kind == "weak" else table["global_batch"]
-    keys = [*within, "batch"]
+    keys = [*COMPARED, "batch"]
+    table = table.reindex(columns=[*COMPARED, "devices", "images_per_second_per_device"])
     rate = table.assign(batch=batch).groupby([*keys, "devices"], dropna=False)["images_per_second_per_device"].median()
     cells = rate.rename("rate").reset_index().sort_values("devices", kind="stable")
     groups = cells.groupby(keys, dropna=False)
@@ -114,10 +115,8 @@ def efficiency(
 
 
 def both_efficiencies(table: pd.DataFrame) -> pd.DataFrame:
-    """efficiency of both kinds under each other, with the column `kind`; runs of one engine, resolution and device are
-    compared."""
-    within = ("strategy", "encoder", "size", "stage", "resolution", "device", "engine")
-    parts = [efficiency(table, kind, within).assign(kind=kind) for kind in ("weak", "strong")]
+    """efficiency of both kinds under each other, with the column `kind`."""
+    parts = [efficiency(table, kind).assign(kind=kind) for kind in ("weak", "strong")]
     return pd.concat(parts, ignore_index=True)
 
 

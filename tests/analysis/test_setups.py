@@ -76,6 +76,19 @@ def test_every_line_of_efficiency_has_a_name_of_its_own(tmp_path: Path) -> None:
     assert table.groupby("devices")["efficiency"].agg(set).to_dict() == {1.0: {1.0}, 8.0: {0.75}}
 
 
+def test_an_efficiency_is_of_one_kind_of_step(tmp_path: Path) -> None:
+    """Of a compiled run on eight devices alone there is none, and it is not in the median of the others."""
+    study = write_study(tmp_path, strategies=("scratch",), sizes=("pico",))
+    for config in study.glob(f"*/{CONFIG}"):
+        config.write_text(config.read_text() + "compile: false\n")
+    spread(study)
+    (eight,) = study.glob("*-8")
+    rate = json.loads((eight / METRICS).read_text().splitlines()[-1])["images_per_second"]
+    again(eight, "-c", {"images_per_second": 2 * rate}, {"compile": True})
+    table = both_efficiencies(speeds(collect_runs(study)))
+    assert table.set_index("devices")["efficiency"].to_dict() == {1.0: 1.0, 8.0: 0.75}
+
+
 def test_what_a_size_was_varied_in_parts_runs_and_what_sizes_differ_in_does_not(study: Path) -> None:
     pico, nano = (next(study.glob(f"*-{size}-*")) for size in ("pico", "nano"))
     again(pico, "-c", {}, {"compile": True})
