@@ -184,12 +184,17 @@ class Scheduler:
             run = self.folder / name
             state = run_state(run)
             silent = state in ("running", "planned") or rundir.read_json(run / rundir.STATUS) == worker.before
-            if silent and state != "completed" and not at_work(run, ended=worker.process.pid):
+            elsewhere = ""
+            if silent and state != "completed":
                 status = worker.process.returncode
-                early = self.stopping and status == -signal.SIGTERM  # it was only starting
-                state = "stopped" if early else "failed"
-                mark(run, state, error=f"the process ended with exit status {status}; see {rundir.LOGS}/")
-            self.progress.finished(name, state)
+                words = f"the process ended with exit status {status}; see {rundir.LOGS}/"
+                if at_work(run, ended=worker.process.pid):
+                    elsewhere = f"elsewhere, as its status says; here {words}"
+                else:
+                    early = self.stopping and status == -signal.SIGTERM  # it was only starting
+                    state = "stopped" if early else "failed"
+                    mark(run, state, error=words)
+            self.progress.finished(name, state, elsewhere)
             if state == "completed":
                 self.completed.add(name)
             else:

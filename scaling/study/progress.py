@@ -68,14 +68,14 @@ class Progress:
                 facts = f"loss {loss:.3f}  {rate:.0f} images/s" if loss is not None and rate is not None else ""
                 self.bars.update(self.tasks[name], completed=images_done(self.rows[name], last), facts=facts)
 
-    def finished(self, name: str, state: str) -> None:
-        """A run ended in `state`; its line is replaced by its result."""
+    def finished(self, name: str, state: str, elsewhere: str = "") -> None:
+        """A run ended in `state`; its line is replaced by its result, or by why its state is not of this launch."""
         if name in self.tasks:
             self.bars.remove_task(self.tasks.pop(name))
         self.done += state == "completed"
         self.bars.update(self.total, completed=self.done)
         mark = MARKS.get(state, f"[yellow]{state}")
-        self.console.print(f"{mark}[/] {name} {escape(self._result(name, state))}", soft_wrap=True)
+        self.console.print(f"{mark}[/] {name} {escape(elsewhere or self._result(name, state))}", soft_wrap=True)
 
     def _result(self, name: str, state: str) -> str:
         if state == "completed":

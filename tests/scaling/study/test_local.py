@@ -184,13 +184,16 @@ def test_what_a_process_says_before_its_claim_stays(
 
 
 def test_a_run_that_another_process_has_taken_over_has_not_failed(
-    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The launch says how its own process ended, which nothing else tells."""
     folder = tmp_path / "runs" / plan.study.name / plan.rows[0].config.run
     Attempt.claim(folder).set_status("running", step=7)  # of this very process
     before = rundir.read_json(folder / rundir.STATUS)
     launch(plan, tmp_path / "runs", "raise SystemExit(1)", monkeypatch)
     assert rundir.read_json(folder / rundir.STATUS) == before
+    told = f"running {folder.name} elsewhere, as its status says; here the process ended with exit status 1; see logs/"
+    assert told in capsys.readouterr().out
     program = (
         f"import pathlib, scaling.attempt as a; a.Attempt.claim(pathlib.Path({str(folder)!r})).set_status('running')"
     )
