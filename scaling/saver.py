@@ -110,6 +110,7 @@ class Saver:
         except (OSError, RuntimeError, dcp.CheckpointException) as error:
             cause = root_cause(error)
             shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
+            self.attempt.check()  # where a newer one has cleared the files away, that is what to tell
             if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
                 raise UserError(
                     "checkpoints", str(temporary.parent), "a folder that can be written, with room", why=str(cause)

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import resource
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,16 @@ from torch import Tensor
 from models.weights import WEIGHTS
 from scaling import rundir
 from scaling.attempt import Attempt, Superseded
-from scaling.checkpoint import COMMIT, Counters, committed, discard_unread, load_latest, step_name, step_of
+from scaling.checkpoint import (
+    COMMIT,
+    Counters,
+    clear_unfinished,
+    committed,
+    discard_unread,
+    load_latest,
+    step_name,
+    step_of,
+)
 from scaling.config import TrainConfig
 from scaling.environment import Rank
 from scaling.errors import UserError
@@ -171,6 +181,19 @@ def test_a_disk_that_is_full_in_the_midst_of_a_tensor_is_told(tmp_path: Path, gr
         saver.close()
         Rank().leave()
     assert not list((tmp_path / rundir.CHECKPOINTS).iterdir())
+
+
+def test_a_save_that_a_newer_attempt_has_cleared_away_tells_of_that(tmp_path: Path) -> None:
+    """Its files are missing then, which is not what went wrong."""
+    saver, claimed = Saver(Attempt.claim(tmp_path), TrainConfig()), threading.Event()
+    saver.threads.submit(claimed.wait)
+    saver.start(state(1), Counters(1))
+    Attempt.claim(tmp_path)
+    clear_unfinished(tmp_path)
+    claimed.set()
+    with pytest.raises(Superseded):
+        saver.wait()
+    saver.close()
 
 
 def test_what_a_killed_attempt_left_is_gone_before_the_next_saves(
