@@ -119,8 +119,8 @@ def read_run(folder: Path, study: str) -> RunFolder:
 def judge(status: Record | None, summary: Record | None) -> tuple[str, str]:
     """The state of a run and, unless it may stand in curves, the reason why not.
 
-    A summary decides, as it does for the launchers: the trainer writes it before the last status,
-    and never takes up a run that has one.
+    A summary decides, as it does for the launchers: the trainer writes it before the last status, and never takes up a
+    run that has one.
     """
     state = str((status or {}).get("state") or UNKNOWN)
     if state not in (*STATES, UNKNOWN):

@@ -1,4 +1,4 @@
-"""What a data set is to `data prepare`: a source has splits, a split is a list of keys and labels, and a reader that
+"""What a data set is to `data pack`: a source has splits, a split is a list of keys and labels, and a reader that
 gives the bytes of each image file.
 """
 
