@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.filesystem import _FileSystemWriter
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from scaling import checkpoint
 from scaling.attempt import Attempt
@@ -20,8 +20,11 @@ from scaling.config import TrainConfig
 from scaling.errors import UserError
 from scaling.files import UNWRITABLE
 
+COPIED_AT_ONCE = StagingOptions(False, False, False, False)
+"""Into the CPU's memory before a save returns, without further threads and memory; as torch does by itself."""
 
-class Writer(_FileSystemWriter):  # the public one would also change how the state is copied
+
+class Writer(dcp.FileSystemWriter):
     """Torch's own, but a disk's error over which torch.save laid one of its own is told as it is.
 
     Here, as what lies below an error does not travel to other ranks.
@@ -67,7 +70,11 @@ class Saver:
         kept = replace(counters, losses=list(counters.losses))
         temporary = checkpoint.temporary_folder(self.attempt, counters.step)
         written = dcp.async_save(
-            state, storage_writer=Writer(temporary), process_group=self.group, no_dist=self.group is None
+            state,
+            storage_writer=Writer(temporary),
+            async_stager=DefaultStager(COPIED_AT_ONCE),  # else the writer would copy, each tensor by itself
+            process_group=self.group,
+            no_dist=self.group is None,
         )
         assert isinstance(written, Future)
         self.under_way = self.threads.submit(self._finish, written, temporary, kept, self.newest, began)
