@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scaling.errors import UserError
-from scaling.rundir import DEFAULT_ROOT
+from scaling.rundir import DEFAULT_ROOT, STUDY
 
 if TYPE_CHECKING:
     from scaling.study.plan import Plan
@@ -269,4 +269,10 @@ def _plan(study: str, root: Path) -> Plan:
     from scaling.study.plan import plan_study
     from scaling.study.table import find_study, load_study
 
-    return plan_study(load_study(find_study(study, root)), root)
+    path = find_study(study, root)
+    loaded = load_study(path)
+    folder = root / loaded.name
+    if path.name == STUDY and not Path(study).is_file() and path.parent.resolve() != folder.resolve():
+        valid = "a study file, or a study's folder under --root"
+        raise UserError("STUDY", study, valid, why=f"its study is called {loaded.name}, whose folder would be {folder}")
+    return plan_study(loaded, root)

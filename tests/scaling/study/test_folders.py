@@ -133,3 +133,17 @@ def test_two_thousand_runs_are_looked_at_without_a_merge(
     assert yaml.__with_libyaml__
     assert min(taken) < 0.01
     write_folders(replace(plan, rows=plan.rows * 2), tmp_path)
+
+
+def test_a_study_folder_that_is_not_under_the_root_is_refused(plan: Plan, tmp_path: Path) -> None:
+    """From within the root its runs would all be planned, and a launch would begin them anew in runs/runs."""
+    folder = write_folders(plan, tmp_path / "runs")
+    ended = armscale("study", "status", folder.name, cwd=folder.parent)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert f"its study is called {folder.name}" in ended.stderr
+    (tmp_path / "link").symlink_to(folder.parent)
+    for study, root in ((folder.name, "link"), (str(folder), "runs")):
+        told = armscale("study", "status", study, "--root", root, cwd=tmp_path)
+        assert "2 planned" in told.stdout, told.stderr
+    folder.rename(folder.with_name("renamed"))
+    assert armscale("study", "status", "renamed", cwd=tmp_path).returncode == 2
