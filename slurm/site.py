@@ -22,7 +22,6 @@ from pathlib import Path
 from scaling.errors import UserError
 from scaling.reading import load_yaml, merge
 from scaling.timelimit import minutes
-from slurm.queue import expand_hosts
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def read_site(path: Path | None) -> Site:
 def adjusted(site: Site, exclude_nodes: str, memory: str) -> Site:
     """The site for one retry: further nodes (in Slurm's short form) kept off, another memory; "" changes nothing."""
     _check_memory("--memory", memory)
-    excluded = [*site.exclude, *expand_hosts(exclude_nodes)]
+    excluded = [*site.exclude, *([exclude_nodes] if exclude_nodes else [])]
     return replace(site, exclude=excluded, memory=memory or site.memory)
 
 

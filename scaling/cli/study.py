@@ -91,22 +91,27 @@ def launch(
     from slurm import launcher
     from slurm.emit import SUBMIT
     from slurm.emit import emit as write_scripts
+    from slurm.queue import ControllerError
     from slurm.site import read_site
 
     require_data(planned)
     defaults = read_site(site)
     if defaults.device:
         require_fit(planned, defaults.device)
-    if dry_run:
-        typer.echo("\n".join(launcher.scripts(planned, root, defaults, limit=jobs)))
-    elif emit is not None:
-        scripts = write_scripts(planned, root, defaults, emit, limit=jobs)
-        for script in scripts:
-            typer.echo(str(script))
-        told = f"nothing is submitted; {emit / SUBMIT} submits them in order"
-        typer.echo(told if scripts else "no run is left to submit: see `armscale study status`")
-    else:
+    if not dry_run and emit is None:
         _submit(planned, root, defaults, jobs, wait=wait)
+        return
+    try:
+        if emit is None:
+            typer.echo("\n".join(launcher.scripts(planned, root, defaults, limit=jobs)))
+            return
+        scripts = write_scripts(planned, root, defaults, emit, limit=jobs)
+    except ControllerError as error:
+        raise _no_answer(error) from None
+    for script in scripts:
+        typer.echo(str(script))
+    told = f"nothing is submitted; {emit / SUBMIT} submits them in order"
+    typer.echo(told if scripts else "no run is left to submit: see `armscale study status`")
 
 
 @app.command(epilog="Example: armscale study status quickstart --watch")
@@ -203,7 +208,11 @@ def _run_here(planned: Plan, root: Path, jobs: int | None, *, again: bool = Fals
 
     folder = root / planned.study.name
     if (folder / "slurm").is_dir():
-        taken = sum(row.state in ("queued", "running") for row in read_status(planned, root).plan.rows)
+        seen = read_status(planned, root)
+        if seen.note:
+            valid = f"slurm; or, when none of its jobs is left, a study without {folder / 'slurm'}"
+            raise UserError("--cluster", "local", valid, why=f"runs were submitted to Slurm; {seen.note}")
+        taken = sum(row.state in ("queued", "running") for row in seen.plan.rows)
         if taken:
             raise UserError("--cluster", "local", "slurm", why=f"{taken} runs are queued or running there")
     while True:
