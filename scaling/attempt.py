@@ -131,22 +131,31 @@ def mark(folder: Path, state: str, *, error: str | None = None) -> None:
     write_status(folder, state, attempt=status.get("attempt") or 0, step=status.get("step"), error=error)
 
 
+def lives_here(folder: Path) -> bool | None:
+    """Whether the process that has a run is alive; None where it is no process of this machine outside of Slurm."""
+    host, pid, job = _process(folder) or ("", "", "")
+    return Path(f"/proc/{pid}").exists() if host == socket.gethostname() and job == "-" else None
+
+
 def at_work(folder: Path, ended: int = 0) -> bool:
     """Whether the process that status.json calls running may be at work: nothing here shows that it is gone.
 
     That shows outside Slurm, on the machine where it ran. `ended` is a process of this machine that is known to be.
     """
-    status = rundir.read_json(folder / rundir.STATUS) or {}
-    if status.get("state") != "running":
-        return False
-    try:
-        claim = folder / rundir.ATTEMPTS / str(status.get("attempt"))
-        host, pid, job = claim.read_text(encoding="utf-8").split()[:3]
-    except (OSError, ValueError):
+    process = _process(folder)
+    if process is None or (rundir.read_json(folder / rundir.STATUS) or {}).get("state") != "running":
         return False  # who is at work has claimed an attempt
-    if host != socket.gethostname():
-        return True
-    return pid != str(ended) and (job != "-" or Path(f"/proc/{pid}").exists())
+    return process[:2] != (socket.gethostname(), str(ended)) and lives_here(folder) is not False
+
+
+def _process(folder: Path) -> tuple[str, str, str] | None:
+    """(host, process, job or "-") that claimed the attempt of status.json."""
+    attempt = (rundir.read_json(folder / rundir.STATUS) or {}).get("attempt")
+    try:
+        host, pid, job = (folder / rundir.ATTEMPTS / str(attempt)).read_text(encoding="utf-8").split()[:3]
+    except (OSError, ValueError):
+        return None
+    return host, pid, job
 
 
 def job_id() -> str | None:

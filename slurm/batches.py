@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,10 @@ class Batch:
     def emitted(self) -> bool:
         return (self.folder / EMITTED).exists()
 
+    def owns(self, job: str) -> bool:
+        """Whether a job called `job` that has this batch's id is its own; who edits emitted files may rename it."""
+        return self.emitted or job == self.name
+
     @property
     def name(self) -> str:
         """The job's name: by it a job is found whose id was never noted, so it is unique to this very folder."""
@@ -96,6 +100,13 @@ def write_batch(batch: Batch, script: str) -> None:
 def drop(batch: Batch) -> None:
     """Takes a batch back that Slurm never got; should it have, its jobs find no work."""
     batch.folder.rename(batch.folder.with_name(batch.folder.name + DROPPED))
+
+
+def overtake(study: Path, runs: Iterable[str]) -> None:
+    """Takes emitted batches back that nobody has submitted, where other batches are about to have runs of theirs."""
+    for batch in read_batches(study):
+        if batch.emitted and batch.job is None and not set(runs).isdisjoint(batch.runs.values()):
+            drop(batch)
 
 
 def newest(batches: list[Batch]) -> dict[str, tuple[Batch, int]]:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from scaling.errors import UserError
 from scaling.timelimit import minutes
-from slurm.queue import ControllerError, call, read_attempts, read_jobs, read_settings
+from slurm.queue import ControllerError, call, largest_array, read_attempts, read_jobs, read_settings
 from slurm.site import Site
 
 GOOD, NOTE, BAD = "good", "note", "bad"
@@ -84,7 +84,7 @@ def preflight(site: Site, root: Path, nodes: int) -> list[Finding]:
 
 def judge_settings(settings: dict[str, str]) -> list[Finding]:
     """What the controller's configuration means for a sweep."""
-    found = [Finding(GOOD, "arrays", f"of at most {settings['MaxArraySize']} runs; larger sweeps are split")]
+    found = [Finding(GOOD, "arrays", f"of at most {largest_array(settings)} runs; larger sweeps are split")]
     mode = settings.get("PreemptMode", "OFF")
     asks = "preempt_send_user_signal" in settings.get("SlurmctldParameters", "")
     if mode == "OFF":

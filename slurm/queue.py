@@ -26,9 +26,10 @@ ENDED: Final = frozenset((
 # fmt: on
 """The states that a job doesn't leave. Any other word, known or not, counts as alive: never submit twice on a doubt."""
 
-SQUEUE_FIELDS: Final = ("JobArrayID", "State", "RestartCnt", "exit_code", "NodeList", "Reason")
-SACCT_FIELDS: Final = ("JobID", "State", "ExitCode", "NodeList", "Submit", "Start", "End")
+SQUEUE_FIELDS: Final = ("JobArrayID", "State", "RestartCnt", "exit_code", "NodeList", "Name", "Reason")
+SACCT_FIELDS: Final = ("JobID", "State", "ExitCode", "NodeList", "Submit", "Start", "End", "JobName")
 # Not Reason: in accounting it stays what the job waited for before it started.
+NEVER: Final = "DependencyNeverSatisfied"
 
 
 class ControllerError(RuntimeError):
@@ -48,6 +49,8 @@ class Job:
     restarts: int
     exit_code: int
     signal: int
+    name: str
+    """Ids are given again where a cluster is set up anew; names of ours are not."""
 
     @property
     def alive(self) -> bool:
@@ -56,7 +59,12 @@ class Job:
     @property
     def blocked(self) -> bool:
         """Whether it waits for a job that has failed, for ever unless it is cancelled."""
-        return self.alive and self.reason == "DependencyNeverSatisfied"
+        return self.alive and self.reason == NEVER
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody cancelled it; Slurm itself cancels what waited for a job that has failed."""
+        return self.state == "CANCELLED" and self.reason != NEVER
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,9 @@ class Attempt:
     submitted: int | None
     started: int | None
     ended: int | None
+    name: str
+    reason: str
+    """NEVER for what Slurm itself cancelled, as nobody is named who did; else ""."""
 
 
 def read_jobs(ids: Iterable[str]) -> dict[str, Job]:
@@ -97,7 +108,7 @@ def read_attempts(ids: Iterable[str]) -> list[Attempt] | None:
     command = ["--noheader", "--parsable2", "--allocations", "--duplicates", f"--format={','.join(SACCT_FIELDS)}"]
     try:
         result = call("sacct", *command, f"--jobs={','.join(_arrays(ids))}")
-    except ControllerError:
+    except (ControllerError, UserError):
         return None
     return parse_sacct(result.stdout) if result.returncode == 0 else None
 
@@ -108,6 +119,12 @@ def read_settings() -> dict[str, str]:
     if result.returncode != 0:
         raise ControllerError(result.stderr.strip())
     return parse_settings(result.stdout)
+
+
+def largest_array(settings: dict[str, str]) -> int:
+    """Tasks that an array may have by the controller's configuration: a site may allow fewer than it has numbers."""
+    fewer = re.findall(r"\bmax_array_tasks=(\d+)", settings.get("SchedulerParameters", ""))
+    return min(int(limit) for limit in (settings["MaxArraySize"], *fewer))
 
 
 def call(program: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -129,19 +146,18 @@ def call(program: str, *options: str) -> subprocess.CompletedProcess[str]:
 def parse_squeue(text: str) -> list[Job]:
     """Jobs in the output of squeue with SQUEUE_FIELDS, each followed by a bar."""
     jobs = []
-    for job_id, state, restarts, status, nodes, reason in _rows(text, len(SQUEUE_FIELDS)):
+    for job_id, state, restarts, status, nodes, name, reason in _rows(text, len(SQUEUE_FIELDS)):
         # squeue prints the status as wait(2) gives it.
         code, signal = int(status) >> 8, int(status) & 0x7F
-        jobs.append(
-            Job(job_id, state, "" if reason == "None" else reason, expand_hosts(nodes), int(restarts), code, signal)
-        )
+        reason = "" if reason == "None" else reason
+        jobs.append(Job(job_id, state, reason, expand_hosts(nodes), int(restarts), code, signal, name))
     return jobs
 
 
 def parse_sacct(text: str) -> list[Attempt]:
     """Attempts in the output of sacct with SACCT_FIELDS, oldest first; waiting tasks of an array one by one."""
     attempts = []
-    for ids, state, status, nodes, submitted, started, ended in _rows(text, len(SACCT_FIELDS)):
+    for ids, state, status, nodes, submitted, started, ended, name in _rows(text, len(SACCT_FIELDS)):
         code, signal = (int(part) for part in status.split(":"))
         for job_id in expand_hosts(re.sub(r"%\d+\]", "]", ids)):
             attempt = Attempt(
@@ -153,6 +169,8 @@ def parse_sacct(text: str) -> list[Attempt]:
                 submitted=_seconds(submitted),
                 started=_seconds(started),
                 ended=_seconds(ended),
+                name=name,
+                reason=NEVER if state == "CANCELLED" else "",
             )
             attempts.append(attempt)
     return sorted(attempts, key=lambda attempt: attempt.submitted or 0)
@@ -172,7 +190,7 @@ def last_attempts(attempts: Iterable[Attempt]) -> list[Job]:
         last[attempt.id] = attempt
         counts[attempt.id] = counts.get(attempt.id, 0) + 1
     return [
-        Job(job_id, end.state, "", end.nodes, counts[job_id] - 1, end.exit_code, end.signal)
+        Job(job_id, end.state, end.reason, end.nodes, counts[job_id] - 1, end.exit_code, end.signal, end.name)
         for job_id, end in last.items()
     ]
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from slurm.queue import (
     ControllerError,
     Job,
     expand_hosts,
+    largest_array,
     last_attempts,
     parse_sacct,
     parse_settings,
@@ -42,7 +44,7 @@ def test_squeue_states_reasons_and_nodes(queue: dict[str, Job]) -> None:
     assert {job_id for job_id, job in queue.items() if job.alive} == {
         "9", "12", "20", "21_0", "21_1", "21_2", "21_3", "21_4", "21_5", "21_9", "22",
     }  # fmt: skip
-    assert queue["20"] == Job("20", "RUNNING", "", ("n1", "n2", "n4"), 0, 0, 0)
+    assert queue["20"] == Job("20", "RUNNING", "", ("n1", "n2", "n4"), 0, 0, 0, "wrap")
     assert (queue["7"].state, queue["7"].reason) == ("TIMEOUT", "TimeLimit")
     assert [job.id for job in queue.values() if job.blocked] == ["9"]
     assert queue["12"].reason == "JobHeldUser"
@@ -53,7 +55,7 @@ def test_squeue_exit_codes_and_signals_are_those_the_scripts_gave(queue: dict[st
 
 
 def test_a_requeued_job_is_alive_in_squeue_whatever_its_past(queue: dict[str, Job]) -> None:
-    assert (queue["22"].state, queue["22"].restarts) == ("PENDING", 1)
+    assert (queue["22"].state, queue["22"].restarts) == ("RUNNING", 1)
     assert (queue["10"].state, queue["10"].restarts) == ("COMPLETED", 1)
     assert (queue["11"].state, queue["11"].restarts, queue["11"].alive) == ("NODE_FAIL", 0, False)
 
@@ -61,7 +63,7 @@ def test_a_requeued_job_is_alive_in_squeue_whatever_its_past(queue: dict[str, Jo
 def test_sacct_keeps_every_attempt_in_order() -> None:
     attempts = parse_sacct((CAPTURED / "sacct.txt").read_text())
     assert [attempt.state for attempt in attempts if attempt.id == "10"] == ["NODE_FAIL", "COMPLETED"]
-    assert [attempt.state for attempt in attempts if attempt.id == "22"] == ["REQUEUED", "PENDING"]
+    assert [attempt.state for attempt in attempts if attempt.id == "22"] == ["REQUEUED", "RUNNING"]
     (timeout,) = [attempt for attempt in attempts if attempt.id == "7"]
     assert timeout.started is not None
     assert timeout.ended is not None
@@ -103,6 +105,14 @@ def test_ranges_keep_their_width(first: int, count: int, width: int) -> None:
 def test_settings() -> None:
     text = "Configuration data as of 17\nMaxArraySize            = 1001\nAuthInfo = socket=/run/m,cred_expire=5\n\nUP\n"
     assert parse_settings(text) == {"MaxArraySize": "1001", "AuthInfo": "socket=/run/m,cred_expire=5"}
+
+
+def test_a_site_may_allow_fewer_tasks_than_numbers() -> None:
+    assert (
+        largest_array({"MaxArraySize": "100001", "SchedulerParameters": "defer,max_array_tasks=1000,bf_window=60"})
+        == 1000
+    )
+    assert largest_array({"MaxArraySize": "1001", "SchedulerParameters": "(null)"}) == 1001
 
 
 def test_no_slurm_is_the_users_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -182,6 +192,20 @@ def test_without_accounting_the_controller_is_enough(
 
 
 @pytest.mark.slurm
+def test_without_sacct_the_controller_is_enough(
+    cluster: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "squeue").symlink_to(str(shutil.which("squeue")))
+    held = submit("true", "--hold")
+    try:
+        with monkeypatch.context() as without:
+            without.setenv("PATH", str(tmp_path))
+            assert read_jobs(["99999999", held]).keys() == {held}
+    finally:
+        run("scancel", held)
+
+
+@pytest.mark.slurm
 def test_a_silent_controller_says_nothing_about_jobs(
     cluster: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -202,7 +226,7 @@ def test_accounting_remembers_what_the_controller_forgets(cluster: Layout) -> No
         lambda: run("squeue", "--noheader", "--states=all", "--format=%i").split().count(job) == 0, "forgotten", 150
     )
     eventually(lambda: state(job) == "FAILED", "accounting knows it")
-    assert read_jobs([job])[job] == Job(job, "FAILED", "", read_jobs([job])[job].nodes, 0, 5, 0)
+    assert read_jobs([job])[job] == Job(job, "FAILED", "", read_jobs([job])[job].nodes, 0, 5, 0, "wrap")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from slurm.states import Standing, below, combine
 
 
 def job(state: str, reason: str = "") -> Job:
-    return Job("7_0", state, reason, (), 0, 0, 0)
+    return Job("7_0", state, reason, (), 0, 0, 0, "tiny-0001-12345678")
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ def job(state: str, reason: str = "") -> Job:
         ("completed", job("RUNNING"), "completed"),
         ("completed", job("NODE_FAIL"), "completed"),  # whatever the exit says
         ("running", job("NODE_FAIL"), "failed"),
+        ("planned", job("CANCELLED", "DependencyNeverSatisfied"), "planned"),  # by Slurm, as its parent ended early
         ("running", job("COMPLETED"), "failed"),  # no summary: an exit status of 0 counts for nothing
         ("running", job("CANCELLED"), "cancelled"),
         ("stopped", job("CANCELLED"), "cancelled"),
