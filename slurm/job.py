@@ -132,6 +132,9 @@ def main(arguments: list[str]) -> int:
     if batch.cancelled:
         print("cancelled")
         return 1
+    if not batch.emitted and batch.job not in (None, os.environ["SLURM_ARRAY_JOB_ID"]):
+        print(f"submitted twice, as Slurm's answer to the first time got lost: job {batch.job} does the work")
+        return 1
     if not completed(run):
         supervisor = Supervisor(run)
         supervisor.listen()

@@ -12,12 +12,24 @@ from pathlib import Path
 from typing import Final
 
 from scaling import files
+from scaling.attempt import mark
 from scaling.errors import UserError
 from scaling.study.folders import require_writable, write_configs, write_folders
-from scaling.study.plan import Plan, Row
-from slurm.batches import JOB, SCRIPT, Batch, drop, newest, next_batches, only_launch, read_batches, write_batch
-from slurm.queue import CLIENT_SECONDS, ControllerError, call, read_settings
-from slurm.script import Shape, script, shape_of
+from scaling.study.plan import Plan, Row, run_state
+from slurm.batches import (
+    JOB,
+    SCRIPT,
+    Batch,
+    drop,
+    newest,
+    next_batches,
+    only_launch,
+    overtake,
+    read_batches,
+    write_batch,
+)
+from slurm.queue import CLIENT_SECONDS, ControllerError, call, largest_array, read_settings
+from slurm.script import Shape, overriding, script, shape_of
 from slurm.site import Site
 from slurm.states import Standing, read_standings
 
@@ -26,6 +38,8 @@ DEFAULT_ARRAY_SIZE: Final = 1001
 SINCE: Final = ("--starttime=now-30days",)
 LEFT_ALONE: Final = ("completed", "queued", "running", "cancelled")
 """States that a launch leaves alone; `retry` takes up cancelled runs too."""
+AGAIN: Final = ("failed", "blocked", "cancelled")
+"""States of the past for a run that is submitted."""
 
 OF_A_JOB: Final = ("SLURM_", "SLURMD_", "SRUN_")
 """Variables that sbatch would hand on from a job to those that are submitted inside it."""
@@ -62,10 +76,19 @@ def launch(plan: Plan, root: Path, site: Site, *, limit: int | None = None, agai
         write_folders(plan, root)
         recover(study)
         arrays = prepare(plan, root, site, read_standings(plan, root), again, size=array_size())
-        write_configs([row for array in arrays for row in array.rows.values()], study)
-        for array in arrays:
+        rows = [row for array in arrays for row in array.rows.values()]
+        overtake(study, [row.config.run for row in rows])
+        write_configs(rows, study)
+        for run in (study / row.config.run for row in rows):
+            if run_state(run) in AGAIN:
+                mark(run, "planned")  # so that one that ends before it says a word has failed, this time
+        for number, array in enumerate(arrays):
             write_batch(array.batch, text(array, site, limit))
-            _note_job(array.batch, submit(array.batch))
+            try:
+                _note_job(array.batch, submit(array.batch))
+            except UserError as refused:
+                why = f"{refused.why}; {number} of {len(arrays)} arrays were submitted before it"
+                raise UserError(refused.field, refused.value, refused.valid, why) from None
     return [array.batch for array in arrays]
 
 
@@ -78,7 +101,7 @@ def scripts(plan: Plan, root: Path, site: Site, *, limit: int | None = None) -> 
 def array_size(*, required: bool = True) -> int:
     """Tasks that an array may have; Slurm's default where Slurm is not `required` and not here."""
     try:
-        return int(read_settings()["MaxArraySize"])
+        return largest_array(read_settings())
     except UserError:
         if required:
             raise
@@ -103,8 +126,8 @@ def prepare(
     folders = next_batches(study)
     last = newest(read_batches(study))
     # A run may be alive in a job that nobody submitted here; what waits for it is for a later launch.
-    alive = [run for run, standing in standings.items() if standing.state in ("queued", "running")]
-    placed = {run: last[run] for run in alive if run in last}
+    alive = {run: standing.job for run, standing in standings.items() if standing.state in ("queued", "running")}
+    placed = {run: place for run, place in last.items() if alive.get(run) == f"{place[0].job}_{place[1]}"}
     arrays: list[Array] = []
     completed = {run for run, standing in standings.items() if standing.state == "completed"}
     for level in range(max(row.level for row in rows) + 1):
@@ -157,11 +180,12 @@ def submit(batch: Batch) -> str:
 
     Raises UserError when Slurm refuses (and drops the batch), ControllerError when it stays away.
     """
-    # Neither the ranks nor the job that this process may itself be part of.
+    # Neither the ranks nor the job that this process may itself be part of, nor what would undo the script.
+    left_out = {*OF_THE_MASTER, *overriding((batch.folder / SCRIPT).read_text(encoding="utf-8"))}
     kept = {
         key: value
         for key, value in os.environ.items()
-        if key not in OF_THE_MASTER and (key == "SLURM_CONF" or not key.startswith(OF_A_JOB))
+        if key not in left_out and (key == "SLURM_CONF" or not key.startswith(OF_A_JOB))
     }
     for attempt in range(TRIES):
         command = ["sbatch", "--parsable", str(batch.folder / SCRIPT)]

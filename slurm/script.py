@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from slurm.site import Site
 
 HOME: Final = Path(__file__).resolve().parents[1]
 RANK: Final = "trap '' TERM INT USR1 USR2; \"$@\"; status=$?; [ $status -eq 85 ] || exit $status"
+VARIABLES: Final = {"array": "ARRAY_INX", "time": "TIMELIMIT", "mem": "MEM_PER_NODE", "requeue": "NO_REQUEUE"}
+"""Options of sbatch whose variables are not called as they are."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def script(batch: Batch, shape: Shape, site: Site, *, limit: int | None, parent:
         "requeue": True,
         "open-mode": "append",
         "chdir": directory,
-        "output": batch.folder.resolve() / "%a.log",
+        "output": str(batch.folder.resolve()).replace("%", "%%") + "/%a.log",
     }
     python = shlex.quote(sys.executable)
     lines = ["#!/bin/bash"]
@@ -93,9 +96,18 @@ def script(batch: Batch, shape: Shape, site: Site, *, limit: int | None, parent:
     return "\n".join(lines) + "\n"
 
 
+def overriding(text: str) -> list[str]:
+    """Variables such as SBATCH_PARTITION that a user may have set, which sbatch would put above a script's options."""
+    names = re.findall(r"^#SBATCH --([\w-]+)", text, re.MULTILINE)
+    return [f"SBATCH_{VARIABLES.get(name, name.upper().replace('-', '_'))}" for name in names]
+
+
 def _srun_options(site: Site) -> list[str]:
-    """srun takes the rest from the job, save for the CPUs of a task (since 22.05)."""
-    return ["--kill-on-bad-exit=1", "--unbuffered", f"--cpus-per-task={site.cpus_per_rank}"]
+    """srun takes the rest from the job, save for the CPUs of a task (since 22.05).
+
+    Ranks get the environment of the job, also where that gets none of the user's (SBATCH_EXPORT=NONE).
+    """
+    return ["--kill-on-bad-exit=1", "--unbuffered", "--export=ALL", f"--cpus-per-task={site.cpus_per_rank}"]
 
 
 def _ranges(tasks: list[int]) -> str:

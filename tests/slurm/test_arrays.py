@@ -1,6 +1,7 @@
 """Runs to arrays to scripts: shapes, numbers of children, limits of the site."""
 
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from scaling.errors import UserError
 from scaling.study.folders import write_folders
 from scaling.study.plan import Row, plan_study
 from scaling.study.table import load_study
-from slurm.batches import Batch
+from slurm.batches import JOB, Batch, next_batches, read_batches, write_batch
 from slurm.cancel import cancel
 from slurm.emit import emit
 from slurm.launcher import Array, arrange, prepare
-from slurm.script import Shape, script, shape_of
+from slurm.script import Shape, overriding, script, shape_of
 from slurm.site import Site, read_site
 from slurm.states import Standing
 from tests.slurm.studies import write_study
@@ -55,9 +56,13 @@ def test_children_take_their_parents_number_and_siblings_another_array() -> None
 
 
 def test_a_run_alive_in_a_job_of_the_users_own_is_left_alone_and_its_child_waits(tmp_path: Path, shards: Path) -> None:
+    """What it was submitted in before has ended, so there is no job of ours to wait for."""
     plan = plan_study(load_study(write_study(tmp_path, shards)), tmp_path)
     write_folders(plan, tmp_path)
     first, *others = (row.config.run for row in plan.rows if row.level == 0)
+    ended = Batch(next(next_batches(tmp_path / plan.study.name)), {0: first})
+    write_batch(ended, "#!/bin/bash\n")
+    (ended.folder / JOB).write_text("7\n")
     standings = {row.config.run: Standing("planned") for row in plan.rows} | {first: Standing("running", "123")}
     arrays = prepare(plan, tmp_path, Site(), standings, size=1001)
     submitted = {run for array in arrays for run in names(array).values()}
@@ -74,6 +79,22 @@ def test_without_slurm_a_study_is_emitted_again_and_cancelled(
         assert emit(plan, tmp_path, Site(), tmp_path / folder)
     assert sorted(cancel(plan, tmp_path)) == sorted(row.config.run for row in plan.rows)
     assert {row.state for row in plan_study(study, tmp_path).rows} == {"cancelled"}
+
+
+def test_what_was_emitted_and_not_submitted_is_overtaken(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both submitted, every run would be trained twice."""
+    plan = plan_study(load_study(write_study(tmp_path, shards)), tmp_path)
+    monkeypatch.setenv("PATH", "")
+    for folder in ("one", "two"):
+        emit(plan, tmp_path, Site(), tmp_path / folder)
+    batches = read_batches(tmp_path / plan.study.name)
+    assert sorted(run for batch in batches for run in batch.runs.values()) == sorted(
+        row.config.run for row in plan.rows
+    )
+    ended = subprocess.run([tmp_path / "one" / "submit.sh"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "a later launch has taken over these runs" in ended.stderr
 
 
 def test_emitting_what_is_left_of_a_study_says_when_nothing_is(
@@ -130,7 +151,22 @@ def test_a_script_says_what_the_runs_and_the_site_want(tmp_path: Path) -> None:
     assert command[1:4] == ["-m", "slurm.job", str(batch.folder)]
     rank = ["apptainer", "exec", "--nv", "arm.sif", "python3", "-m", "scaling.cli", "run"]
     assert command[command.index("rank") + 1 :] == rank
-    assert "--kill-on-bad-exit=1" in command
+    assert "--kill-on-bad-exit=1" in command and "--export=ALL" in command
+
+
+def test_a_users_own_defaults_do_not_undo_a_script(tmp_path: Path) -> None:
+    """What the site's file does not say is left to them."""
+    batch = Batch(tmp_path / "batch-0001", {0: "a"})
+    text = script(batch, Shape(1, 1, 5), Site(partition="gpu"), limit=None, parent=None, directory=tmp_path)
+    wanted = {"PARTITION", "TIMELIMIT", "JOB_NAME", "ARRAY_INX", "OUTPUT", "SIGNAL", "NO_REQUEUE", "GPUS_PER_NODE"}
+    found = {name.removeprefix("SBATCH_") for name in overriding(text)}
+    assert wanted <= found and not {"ACCOUNT", "QOS", "MEM_PER_NODE", "EXPORT"} & found
+
+
+def test_what_slurm_would_replace_in_the_path_of_a_log_is_kept(tmp_path: Path) -> None:
+    batch = Batch(tmp_path / "100%j" / "batch-0001", {0: "a"})
+    found = options(script(batch, Shape(1, 1, 5), Site(), limit=None, parent=None, directory=tmp_path))
+    assert found["output"] == f"{tmp_path}/100%%j/batch-0001/%a.log"
 
 
 def test_without_gpus_limit_and_parent_nothing_is_said_of_them(tmp_path: Path) -> None:

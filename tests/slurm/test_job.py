@@ -8,7 +8,8 @@ import pytest
 from scaling import rundir
 from scaling.attempt import Attempt, write_status
 from slurm import history
-from slurm.job import Supervisor, meeting_point
+from slurm.batches import JOB, Batch, write_batch
+from slurm.job import Supervisor, main, meeting_point
 
 
 @pytest.fixture
@@ -65,6 +66,20 @@ def test_a_failure_is_the_runs_own_only_unasked(supervisor: Supervisor) -> None:
 def test_a_run_that_died_without_a_word_has_failed(supervisor: Supervisor) -> None:
     supervisor.record_death()
     assert state(supervisor.run) == "failed"
+
+
+def test_of_two_jobs_of_one_batch_the_one_that_is_noted_does_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A controller that is slow to answer may get the batch a second time."""
+    batch = Batch(tmp_path / "tiny" / "slurm" / "batch-0001", {3: "run"})
+    write_batch(batch, "#!/bin/bash\n")
+    (batch.folder / JOB).write_text("7\n")
+    for name, value in {"ARRAY_JOB_ID": "8", "ARRAY_TASK_ID": "3", "JOB_NODELIST": "n1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert main([str(batch.folder), "false"]) == 1
+    assert "job 7 does the work" in capsys.readouterr().out
+    assert not (tmp_path / "tiny" / "run").exists()
 
 
 def test_what_slurm_ended_may_still_live_and_keeps_its_step_numbers(supervisor: Supervisor) -> None:

@@ -15,6 +15,7 @@ from scaling import rundir
 from slurm.batches import read_batches
 from slurm.cluster.layout import Layout
 from slurm.history import read_starts
+from slurm.queue import read_jobs
 from tests.scaling.test_quickstart import HOME, armscale
 from tests.slurm import studies
 from tests.slurm.polling import run
@@ -85,6 +86,24 @@ def test_a_study_of_twelve_runs_goes_from_launch_to_completed(
     assert read_batches(tmp_path / "runs" / "tiny") == batches
     told = armscale("study", "status", study.name, "--watch", cwd=tmp_path)
     assert "12 completed" in told.stdout, told.stdout
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_the_users_own_variables_neither_reach_nor_redirect_a_job(
+    cluster: Layout, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a site wants SBATCH_EXPORT=NONE, ranks still get what their job sets, such as where they meet."""
+    study = studies.write_long_run(tmp_path / "launched", shards, nodes=2, steps=2)
+    emitted = studies.write_long_run(tmp_path / "emitted", shards, nodes=2, steps=2)
+    for name, value in {"EXPORT": "NONE", "PARTITION": "nowhere", "JOB_NAME": "mine", "OUTPUT": "/dev/null"}.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    studies.launch(study)
+    studies.launch(emitted, "--emit", "files")
+    run(str(emitted.parent / "files" / "submit.sh"))
+    for one in (study, emitted):
+        assert read_jobs([studies.last_job(one)])[studies.last_job(one)].name.startswith("tiny-0001-")
+        studies.wait_until_completed(one, 180)
 
 
 @pytest.mark.slurm

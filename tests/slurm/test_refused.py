@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from scaling import rundir
+from scaling.attempt import Attempt, write_status
+from scaling.study.folders import write_folders
 from scaling.study.plan import plan_study
 from scaling.study.table import load_study
 from slurm.batches import JOB, Batch, next_batches, read_batches, write_batch
@@ -23,6 +25,7 @@ from tests.scaling import runs
 from tests.scaling.test_quickstart import armscale
 from tests.slurm import studies
 from tests.slurm.polling import eventually, run
+from tests.slurm.test_queue import altered
 
 
 def jobs_of(folder: Path) -> list[str]:
@@ -62,6 +65,24 @@ def test_what_slurm_refuses_is_the_users_error_and_leaves_no_batch(
 
 
 @pytest.mark.slurm
+def test_what_was_submitted_before_a_refusal_is_told_and_stays(
+    cluster: Layout, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = studies.write_study(tmp_path, shards)
+    refuse = 'if [ $calls = 2 ]; then set -- --partition=nowhere "$@"; fi'
+    monkeypatch.setenv("PATH", write_sbatch(tmp_path / "refusing", refuse))
+    ended = armscale("study", "launch", study.name, "--cluster", "slurm", "--site", "site.yaml", cwd=tmp_path)
+    try:
+        assert ended.returncode == 2, ended.stdout + ended.stderr
+        assert "1 of 2 arrays were submitted before it" in ended.stderr
+        assert "2 of 4 runs submitted" in studies.launch(study)
+        assert len(jobs_of(tmp_path)) == 2
+    finally:
+        for job in jobs_of(tmp_path):
+            run("scancel", job)
+
+
+@pytest.mark.slurm
 def test_failed_parents_block_their_children_and_a_second_launch_takes_all_up_again(
     cluster: Layout, tmp_path: Path, shards: Path
 ) -> None:
@@ -72,6 +93,103 @@ def test_failed_parents_block_their_children_and_a_second_launch_takes_all_up_ag
         assert len(read_batches(tmp_path / "runs" / "tiny")) == 2 * times
         expected = {run.name: "failed" if "pretrain" in run.name else "blocked" for run in studies.run_folders(study)}
         eventually(partial(stand, study, expected), "all failed or blocked")
+
+
+@pytest.mark.slurm
+def test_children_that_slurm_cancelled_for_a_parent_that_only_stopped_are_submitted_again(
+    cluster: Layout, tmp_path: Path, shards: Path
+) -> None:
+    """As where a job is preempted for good, or cannot requeue itself: nobody has cancelled anything."""
+    study = studies.write_study(tmp_path, shards)
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump({"setup": ["exit 7"]}))
+    studies.launch(study)
+    jobs = jobs_of(tmp_path)
+    eventually(lambda: not any(job.alive for job in read_jobs(jobs).values()), "all ended")
+    for folder in studies.run_folders(study):
+        if "pretrain" in folder.name:
+            write_status(folder, "stopped", attempt=1)
+    expected = {run.name: "stopped" if "pretrain" in run.name else "planned" for run in studies.run_folders(study)}
+    eventually(partial(stand, study, expected), "the children are planned")
+    assert "4 of 4 runs submitted" in studies.launch(study)
+
+
+@pytest.mark.slurm
+def test_a_job_of_another_with_an_id_of_ours_is_none_of_ours(cluster: Layout, tmp_path: Path, shards: Path) -> None:
+    """A cluster that was set up anew gives its ids again: to status it is no job of the study, nor to cancel."""
+    study = studies.write_study(tmp_path, shards, nodes=1, ranks_per_node=1)
+    job = run("sbatch", "--parsable", "--hold", "--array=0-1", "--output=/dev/null", "--wrap=true").strip()
+    try:
+        submitted(study, job)
+        assert stand(study, dict.fromkeys((folder.name for folder in studies.run_folders(study)), "planned"))
+        assert "4 of 4 runs cancelled" in armscale("study", "cancel", study.name, cwd=tmp_path).stdout
+        assert all(task.alive for task in read_jobs([job]).values())
+    finally:
+        run("scancel", job)
+
+
+@pytest.mark.slurm
+def test_a_run_that_failed_and_is_now_in_a_job_of_the_users_own_is_left_alone(
+    cluster: Layout, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = studies.write_study(tmp_path, shards, seeds=1)
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump({"setup": ["exit 7"]}))
+    studies.launch(study)
+    child, parent = (folder.name for folder in studies.run_folders(study))
+    eventually(partial(stand, study, {parent: "failed", child: "blocked"}), "it fails")
+    job = run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 600").strip()
+    try:
+        eventually(lambda: read_jobs([job])[job].state == "RUNNING", "the user's job runs")
+        with monkeypatch.context() as inside:
+            inside.setenv("SLURM_JOB_ID", job)
+            write_status(tmp_path / "runs" / "tiny" / parent, "running", attempt=1)
+        assert stand(study, {parent: "running", child: "planned"})
+        assert "0 of 2 runs submitted" in studies.launch(study)
+    finally:
+        run("scancel", job)
+
+
+@pytest.mark.slurm
+def test_cancel_ends_jobs_of_runs_that_the_studys_file_no_longer_has(
+    cluster: Layout, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = studies.write_study(tmp_path, shards)
+    monkeypatch.setenv("PATH", write_sbatch(tmp_path / "holding"))
+    studies.launch(study)
+    study.write_text(study.read_text().replace("lr: 0.001", "lr: 0.002"))
+    assert "4 of 4 runs submitted" in studies.launch(study)
+    assert "4 of 4 runs cancelled" in armscale("study", "cancel", study.name, cwd=tmp_path).stdout
+    assert len(jobs_of(tmp_path)) == 4
+    assert not any(job.alive for job in read_jobs(jobs_of(tmp_path)).values())
+
+
+@pytest.mark.slurm
+def test_a_retried_run_that_ends_before_it_says_a_word_has_failed(
+    cluster: Layout, tmp_path: Path, shards: Path
+) -> None:
+    """It was cancelled before, and a launch would leave it alone as such."""
+    study = studies.write_study(tmp_path, shards, seeds=1)
+    plan = plan_study(load_study(study), tmp_path / "runs")
+    write_folders(plan, tmp_path / "runs")
+    assert "2 of 2 runs cancelled" in armscale("study", "cancel", study.name, cwd=tmp_path).stdout
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump({"setup": ["exit 7"]}))
+    retried = armscale("study", "retry", study.name, "--cluster", "slurm", "--site", "site.yaml", cwd=tmp_path)
+    assert "2 of 2 runs submitted" in retried.stdout, retried.stderr
+    parent, child = (row.config.run for row in plan.rows)
+    eventually(partial(stand, study, {parent: "failed", child: "blocked"}), "it fails")
+
+
+@pytest.mark.slurm
+def test_a_controller_that_is_away_is_told_in_one_message(
+    cluster: Layout, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = studies.write_study(tmp_path, shards)
+    # Port 9 (discard): nobody listens there.
+    conf = altered(cluster, tmp_path, r"^ClusterName", "SlurmctldPort=9\nMessageTimeout=2\nClusterName")
+    monkeypatch.setenv("SLURM_CONF", conf)
+    for options in (["--dry-run"], ["--emit", "files"], []):
+        ended = armscale("study", "launch", study.name, "--cluster", "slurm", *options, cwd=tmp_path)
+        assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
+        assert "Slurm does not answer, the same command continues later" in ended.stderr
 
 
 @pytest.mark.slurm
@@ -104,6 +222,40 @@ def test_no_slurm_exits_2_and_submits_nothing(tmp_path: Path, shards: Path, monk
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert "is not installed" in ended.stderr and "Traceback" not in ended.stderr
     assert read_batches(tmp_path / "runs" / "tiny") == []
+
+
+def submitted(study: Path, job: str) -> None:
+    """Notes all runs that wait for no other as submitted in the array `job`."""
+    root = study.parent / rundir.DEFAULT_ROOT
+    plan = plan_study(load_study(study), root)
+    runs = [row.config.run for row in plan.rows if row.level == 0]
+    batch = Batch(next(next_batches(write_folders(plan, root))), dict(enumerate(runs)))
+    write_batch(batch, "#!/bin/bash\n")
+    (batch.folder / JOB).write_text(f"{job}\n")
+
+
+def test_where_slurm_cannot_be_asked_its_runs_are_not_started_here(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be in its queue, and would be trained twice."""
+    study = studies.write_study(tmp_path, shards, nodes=1, ranks_per_node=1)
+    submitted(study, "7")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for command in ("launch", "retry"):
+        ended = armscale("study", command, study.name, "--cluster", "local", cwd=tmp_path)
+        assert ended.returncode == 2, ended.stdout + ended.stderr
+        assert "squeue is not installed" in ended.stderr and "Traceback" not in ended.stderr
+    assert not any((folder / rundir.ATTEMPTS).exists() for folder in studies.run_folders(study))
+
+
+def test_a_run_started_by_hand_here_is_left_alone(tmp_path: Path, shards: Path) -> None:
+    study = studies.write_study(tmp_path, shards, nodes=1, ranks_per_node=1, seeds=1)
+    root = tmp_path / rundir.DEFAULT_ROOT
+    plan = plan_study(load_study(study), root)
+    first, child = (write_folders(plan, root) / row.config.run for row in plan.rows)
+    Attempt.claim(first).set_status("running")  # by this very process
+    states = {run: standing.state for run, standing in read_standings(plan, root).items()}
+    assert states == {first.name: "running", child.name: "planned"}
 
 
 @pytest.mark.slurm
@@ -218,6 +370,7 @@ def test_emitted_files_are_whole_jobs_that_a_user_submits(cluster: Layout, tmp_p
         script.write_text(script.read_text().replace("#SBATCH --requeue", "#SBATCH --requeue --comment=mine --hold"))
     run(str(tmp_path / "files" / "submit.sh"))
     try:
+        assert run(str(tmp_path / "files" / "submit.sh")) == "", "called again it submits what is missing"
         found = [run("scontrol", "show", "job", job) for job in jobs_of(tmp_path)]
         assert len(found) == 2 and all("Comment=mine" in job for job in found)
         assert sum("Dependency=aftercorr:" in job for job in found) == 1
