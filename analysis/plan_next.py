@@ -80,7 +80,7 @@ class NextRuns:
                 + ("; beyond what was measured" if plan.extrapolates else "")
             )
             lines += [f"    warning: {warning}" for warning in plan.warnings]
-        lines += [f"  {strategy}: no plan, {why}" for strategy, why in self.refused.items()]
+        lines += [f"  no plan for {arms}: {why}" for arms, why in _by_reason(self.refused)]
         if self.proposals:
             lines.append(f"Runs of {self.plans[0].strategy} that would narrow its interval most:")
             lines += [
@@ -113,7 +113,7 @@ def plan_next(runs: pd.DataFrame, budget: float, delta: float = float("inf")) ->
         except UserError as error:
             refused[name] = str(error)
     if not plans:
-        why = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "no finetuned runs"
+        why = "\n".join(f"{arms}: {reason}" for arms, reason in _by_reason(refused)) or "no finetuned runs"
         valid = "finetuned runs of several sizes and several lengths each"
         raise UserError("table", "no strategy can be planned", valid, why=why)
     plans.sort(key=lambda plan: -plan.top1)
@@ -128,6 +128,12 @@ def _by_arm(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     runs = runs[runs["protocol"] == "finetune"]
     for label, part in runs.groupby(labels(runs)):
         yield str(label), part
+
+
+def _by_reason(refused: dict[str, str]) -> list[tuple[str, str]]:
+    """The arms that share a reason under one name, with that reason; an arm may have commas in its own name."""
+    reasons = dict.fromkeys(refused.values())
+    return [("; ".join(arm for arm, why in refused.items() if why == reason), reason) for reason in reasons]
 
 
 def fit_cost(runs: pd.DataFrame) -> Array:

@@ -8,6 +8,7 @@ from analysis import control, page, style
 from analysis.arms import ARM, several
 from analysis.page import Column
 from analysis.sections import number_of
+from analysis.setups import setups
 from analysis.tables import Tables
 from analysis.throughput import STEADY_RULE, cost_to_accuracy
 
@@ -79,7 +80,8 @@ def speed(tables: Tables, runs: pd.DataFrame) -> str:
     if runs.empty:
         return note
     keys = ["setup", "strategy", "encoder", "size", "stage", "devices", "engine"]
-    runs = runs.assign(low=runs["low"] / runs["devices"], high=runs["high"] / runs["devices"])
+    named = setups(runs, beside=keys)
+    runs = runs.assign(setup=named, low=runs["low"] / runs["devices"], high=runs["high"] / runs["devices"])
     groups = runs.groupby(keys, dropna=False)
     table = groups.median(numeric_only=True)
     table["runs"] = groups.size()

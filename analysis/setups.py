@@ -7,6 +7,8 @@ a card can hold, parts no line.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pandas as pd
 
 from analysis.arms import several, told
@@ -23,20 +25,30 @@ WHERE_VARIED = (
 )
 
 
-def setups(runs: pd.DataFrame) -> pd.Series:
-    """The set-up of each run: its strategy, with what tells its speed apart from others of these runs of its stage."""
-    parts = [_of_stage(part) for _, part in runs.groupby("stage", dropna=False)]
+def setups(runs: pd.DataFrame, beside: Collection[str] = ()) -> pd.Series:
+    """The set-up of each run: its strategy, with what tells its speed apart from others of these runs of its stage.
+
+    The columns `beside` are left out of the names, for tables that have them as columns of their own.
+    """
+    parts = [_of_stage(part, beside) for _, part in runs.groupby("stage", dropna=False)]
     return pd.concat(parts).reindex(runs.index) if parts else pd.Series(index=runs.index, dtype=str)
 
 
-def _of_stage(runs: pd.DataFrame) -> pd.Series:
+def _of_stage(runs: pd.DataFrame, beside: Collection[str]) -> pd.Series:
     label = runs["strategy"].astype(str)
-    for name in filter(lambda name: several(runs, name), ALWAYS):
-        label = label + ", " + runs[name].map(lambda value, name=name: told_setting(name, value))
-    for name in filter(lambda name: several(runs, name), WHERE_VARIED):
-        if runs.groupby([label, "size"])[name].nunique().max() > 1:
+    for name in _telling(runs):
+        if name not in beside:
             label = label + ", " + runs[name].map(lambda value, name=name: told_setting(name, value))
     return label
+
+
+def _telling(runs: pd.DataFrame) -> list[str]:
+    """The columns that tell the set-ups of one stage apart."""
+    names = [name for name in ALWAYS if several(runs, name)]
+    for name in filter(lambda name: several(runs, name), WHERE_VARIED):
+        if runs.groupby(["strategy", *names, "size"], dropna=False)[name].nunique().max() > 1:
+            names.append(name)
+    return names
 
 
 def told_setting(name: str, value: object) -> str:

@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from scaling.files import atomic_write
 
@@ -226,11 +226,14 @@ def log_axis(axes: Axes, which: str, values: Iterable[float], formatter: Any = c
     if decades < 0.05 and len(numbers):  # as good as one value: no range of its own
         limits = (numbers.min() / 1.5, numbers.max() * 1.5)
         axes.set_xlim(limits) if which == "x" else axes.set_ylim(limits)
-    steps = ((0.6, (1, 1.5, 2, 3, 4, 6, 8)), (1.3, (1, 2, 3, 5)), (1.8, (1, 2, 5)), (3.5, (1, 3)), (np.inf, (1,)))
-    digits = next(digits for widest, digits in steps if decades < widest)
-    axis.set_major_locator(LogLocator(subs=digits, numticks=12))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(formatter))
+    if decades < 0.35:  # may hold one of the digits below, for which LogLocator puts more ticks than there is room for
+        axis.set_major_locator(MaxNLocator(nbins=4))
+        return
+    steps = ((0.6, (1, 1.5, 2, 3, 4, 6, 8)), (1.3, (1, 2, 3, 5)), (1.8, (1, 2, 5)), (2.5, (1, 3)), (np.inf, (1,)))
+    digits = next(digits for widest, digits in steps if decades < widest)
+    axis.set_major_locator(LogLocator(subs=digits, numticks=12))
 
 
 def scientific(value: float, _position: object = None) -> str:

@@ -16,14 +16,14 @@ from models.noise import Noise
 from models.scan.backends import MODULES, obstacle
 from models.scan.inputs import ScanInputs
 from scaling.checks import check, choice
-from scaling.config import STAGE_DEFAULTS, DeepSpeedConfig, FSDPConfig, ModelConfig, RunConfig
+from scaling.config import STAGE_DEFAULTS, STRATEGIES, DeepSpeedConfig, FSDPConfig, ModelConfig, RunConfig
 from scaling.engines import build_engine
 from scaling.environment import Rank
 from scaling.randomness import step_noise
+from scaling.study.stages import PRETRAINED
 
 CPU_SIZES = ("pico", "nano", "micro")
 CLASSES = 1000
-TRAINED = ("pretrain", "finetune")
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,11 @@ class StepCase:
 
     def config(self, ranks: int = 1, *, compile: bool = False) -> RunConfig:
         """The run's config with the stage's recipe; UserError for what cannot be trained."""
+        pretrained = choice("strategy", self.strategy, STRATEGIES) in PRETRAINED
+        stage = choice("stage", self.stage, ("pretrain", "finetune") if pretrained else ("finetune",))
         batch = self.micro_batch * self.accumulation * ranks
         train = dataclasses.replace(
-            STAGE_DEFAULTS[choice("stage", self.stage, TRAINED)],
+            STAGE_DEFAULTS[stage],
             images=1000 * batch,
             global_batch=batch,
             micro_batch=self.micro_batch,

@@ -38,16 +38,16 @@ def collect(
 def report(
     folder: Annotated[Path, typer.Argument(help="A study folder (collected first) or a folder that collect wrote.")],
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the page [default: FOLDER/report].", callback=output_folder)
+        Path | None, typer.Option(help="Folder for the page.", show_default="FOLDER/report", callback=output_folder)
     ] = None,
     bench: Annotated[
-        list[Path] | None, typer.Option(help="A file of `bench step` or `bench scaling`; repeat it.")
+        list[Path] | None, typer.Option(help="A file of `bench step`, `bench scaling` or `bench gpu`; repeat it.")
     ] = None,
     published: Annotated[
         str | None, typer.Option(help="Overlay published numbers: imagenet (shipped), or a csv of your own.")
     ] = None,
     target: Annotated[
-        float | None, typer.Option(help="Top-1 (0 to 1) whose cost to show [default: the median].")
+        float | None, typer.Option(help="Top-1 (0 to 1) whose cost to show.", show_default="the median")
     ] = None,
     price: Annotated[float, typer.Option(min=0, help="Of a GPU-hour, for the cost of the target.")] = 0.0,
 ) -> None:

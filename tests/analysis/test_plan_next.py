@@ -118,6 +118,18 @@ def test_the_command_prints_the_plan_and_writes_it(tmp_path: Path, capsys: pytes
     assert len(written["proposals"]) == 3
 
 
+def test_a_reason_is_said_once_for_all_the_arms_that_it_is_of() -> None:
+    reason = "several total_images_seen for each parameters"
+    short = study(noise=0.01, lengths=(1e6,))
+    with pytest.raises(UserError) as refused:
+        plan_next(short, 10.0)
+    assert str(refused.value).count(reason) == 1
+    assert "ar; mae: total_images_seen" in str(refused.value)
+    more = pd.concat([short, study(noise=0.01).query("strategy == 'ar'").assign(strategy="long")])
+    told = str(plan_next(more, 10.0)).splitlines()
+    assert [line.split(": ")[0].strip() for line in told if reason in line] == ["no plan for ar; mae"]
+
+
 def test_what_cannot_be_planned_is_refused() -> None:
     with pytest.raises(UserError, match=r"budget: 1e-06 .*images the law says an error of 1698%"):
         plan_next(study(noise=1e-4), 1e-6)

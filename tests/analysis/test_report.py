@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from analysis import page, sections_speed, style
@@ -109,6 +111,23 @@ def test_a_study_without_any_result_still_has_a_page(tmp_path: Path) -> None:
     assert "No picture can be drawn yet" in page
     write_run(study, "ar", "pico", "pretrain", state="queued")
     assert "queued, not completed" in write_report(study).read_text()
+
+
+@pytest.mark.parametrize("low", [1.0, 1.37, 2.55, 5.1, 7.3, 9.2])
+@pytest.mark.parametrize("factor", [1.0, 1.03, 1.15, 1.3, 1.8, 2.2, 3.5, 10.0, 50.0, 300.0, 2e3])
+def test_no_two_tick_labels_of_parameters_touch(low: float, factor: float) -> None:
+    """In the narrowest panels, four to a page; and an axis has two labels to read it by."""
+    with style.drawing():
+        figure, [[axes, *_]] = style.panels(1, 4, 11.6, 3.9)
+        axes.plot([low * 1e5, low * factor * 1e5], [0, 1])
+        axes.margins(x=0.06)
+        style.log_axis(axes, "x", [low * 1e5, low * factor * 1e5])
+        FigureCanvasAgg(figure).draw()
+    left, right = axes.get_window_extent().x0, axes.get_window_extent().x1
+    shown = sorted((label.get_window_extent() for label in axes.get_xticklabels()), key=lambda box: box.x0)
+    shown = [box for box in shown if left - 1 <= (box.x0 + box.x1) / 2 <= right + 1]
+    assert len(shown) >= 2
+    assert min(after.x0 - box.x1 for box, after in itertools.pairwise(shown)) > 4
 
 
 def test_a_number_just_below_the_next_letter_takes_it() -> None:

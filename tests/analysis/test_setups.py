@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis import sections_speed
 from analysis.collect import collect_runs
 from analysis.figures import accuracy_speed
 from analysis.figures_speed import scaling_efficiency, speed, step_parts
@@ -98,6 +100,21 @@ def test_what_a_size_was_varied_in_parts_runs_and_what_sizes_differ_in_does_not(
     (nano / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = speeds(collect_runs(study))
     assert sorted(table["setup"]) == ["scratch, compiled", "scratch, eager", "scratch, eager"]
+
+
+def test_what_the_table_of_speeds_has_a_column_of_stands_in_no_name(study: Path) -> None:
+    """A ViT at both sizes, and the Mamba compiled and not: compilation alone has no column."""
+    for folder in list(study.glob("*-s0-*")):
+        again(folder, "-v", {}, {"compile": False})
+        again(folder, "-c", {}, {"compile": True})
+        (folder / CONFIG).write_text((folder / CONFIG).read_text() + "compile: false\n")
+    tables = collect_runs(study)
+    runs = speeds(tables)
+    runs["encoder"] = ["vit" if name.endswith("-v") else "mamba" for name in runs["run"]]
+    rows = re.findall(r"<tr><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td>", sections_speed.speed(tables, runs))
+    shown = [tuple(re.sub("<[^>]*>", "", cell) for cell in row) for row in rows]
+    kinds = [("Scratch (control), compiled", "mamba"), ("Scratch (control), eager", "mamba")]
+    assert sorted(shown) == sorted([*kinds, ("Scratch (control), eager", "vit")] * 2)
 
 
 def test_runs_without_records_have_no_setup() -> None:

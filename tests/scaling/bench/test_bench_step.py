@@ -160,3 +160,15 @@ def test_mistakes_are_named(arguments: str) -> None:
     result = CliRunner().invoke(app, ["step", "--micro-batch", "1", "--rounds", "1", *arguments.split()])
     assert isinstance(result.exception, UserError)
     assert arguments.split()[0].removeprefix("--") in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "stage", "valid"),
+    [("scratch", "pretrain", "finetune"), ("supervised", "probe", "finetune"), ("ar", "probe", "pretrain, finetune")],
+)
+def test_only_stages_that_train_are_said_to_be_valid(strategy: str, stage: str, valid: str) -> None:
+    with pytest.raises(UserError) as refused:
+        StepCase(strategy, size="pico", stage=stage).config()
+    assert str(refused.value) == f"stage: {stage!r} is not valid. Valid: {valid}"
+    for name in valid.split(", "):
+        assert StepCase(strategy, size="pico", stage=name).config().stage == name

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer import rich_utils
 from typer.testing import CliRunner
 
 from scaling import cli, rundir
@@ -68,6 +69,21 @@ def test_every_help_has_an_example() -> None:
     for words in found:
         told = CliRunner().invoke(app, [*words, "--help"])
         assert (told.exit_code, "Example: armscale " + " ".join(words) in told.stdout) == (0, True), words
+
+
+def test_every_help_says_what_is_written_for_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square brackets in a help are markup to what prints it, and may vanish."""
+    monkeypatch.setattr(rich_utils, "MAX_WIDTH", 400)
+    app = typer.Typer(rich_markup_mode=cli.app.rich_markup_mode)
+    commands.register(app)
+    whole = typer.main.get_command(app)
+    for words in every_command(whole):
+        told = CliRunner().invoke(app, [*words, "--help"]).stdout
+        command = whole
+        for word in words:
+            command = command.commands[word]  # type: ignore[attr-defined]
+        for option in command.params:
+            assert (option.help or "") in told, (words, option.name)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
