@@ -181,10 +181,15 @@ def fit_law(
 def fit_groups(
     frame: pd.DataFrame, group: str, law: str, x: str | Sequence[str], y: str, **options: Any
 ) -> dict[str, Fit]:
-    """fit_law for each value of the column `group`, by value; UserError names the group that cannot be fitted."""
+    """fit_law for each value of the column `group`, by value; UserError names the group that cannot be fitted.
+
+    A group of which `exclude` leaves no row is none.
+    """
     checks.column(frame, "group", group)
-    fits, nowhere = {}, int(frame[group].isna().sum())
+    fits, nowhere, exclude = {}, int(frame[group].isna().sum()), options.get("exclude")
     for value, part in frame.groupby(group, sort=True):
+        if exclude and len(checks.query(part, "exclude", exclude)) == len(part):
+            continue
         try:
             fit = fit_law(part, law, x, y, **options)
         except UserError as error:
@@ -193,7 +198,7 @@ def fit_groups(
         warnings = (f"{nowhere} rows have no {group} and are in no group",) if nowhere else ()
         fits[str(value)] = replace(fit, warnings=(*fit.warnings, *warnings))
     if not fits:
-        raise UserError("group", group, "a column with a value in some row")
+        raise UserError("group", group, "a column with a value in some row that is not excluded")
     return fits
 
 

@@ -248,6 +248,19 @@ def test_groups_are_fitted_each_on_its_own() -> None:
     assert values(fits["ar"]) == values(fit_law(sizes(seed=1), "power", "x", "y"))
 
 
+def test_a_group_can_be_excluded_as_a_whole() -> None:
+    """Of the third no fit is possible."""
+    parts = [sizes(seed=1).assign(strategy="ar"), sizes(seed=2).assign(strategy="mae")]
+    table = pd.concat([*parts, sizes(seed=3).head(1).assign(strategy="scratch")])
+    fits = fit_groups(table, "strategy", "power", "x", "y", exclude="strategy == 'scratch'")
+    assert list(fits) == ["ar", "mae"]
+    assert [fit.excluded for fit in fits.values()] == [0, 0]
+    with pytest.raises(UserError, match="strategy = scratch"):
+        fit_groups(table, "strategy", "power", "x", "y", exclude="strategy == 'none'")
+    with pytest.raises(UserError, match="that is not excluded"):
+        fit_groups(table, "strategy", "power", "x", "y", exclude="x > 0")
+
+
 def test_the_bootstrap_is_seeded_and_resamples_whole_sizes_when_asked() -> None:
     table = sizes()
     one, two = (fit_law(table, "power", "x", "y", bootstrap=20, seed=3).as_json() for _ in range(2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,9 +11,11 @@ import pytest
 from analysis.figures_planes import contours, isoflop, plane_fits
 from analysis.fit import fit_law
 from analysis.foreign import collect_table
-from analysis.isoflop import envelope
+from analysis.isoflop import budgets, envelope
 from analysis.tables import Tables
 from scaling.errors import UserError
+from scaling.study.plan import plan_study
+from scaling.study.table import PACKAGED, load_study
 
 E, A, B, ALPHA, BETA = 0.05, 40.0, 33.0, 0.45, 0.40
 EXPONENT = BETA / (ALPHA + BETA)
@@ -100,6 +104,18 @@ def test_isoflop_panels_mark_the_best_size_of_every_budget(study: Tables) -> Non
     fit = fit_law(study.runs[study.runs["strategy"] == "ar"], "isoflop", ("parameters", "total_train_flops"),
                   "top1_error", delta=float("inf"))  # fmt: skip
     assert fit.parameters["a"].value == pytest.approx(EXPONENT, abs=0.01)
+
+
+def test_runs_of_one_budget_are_told_by_their_matrix_products(tmp_path: Path) -> None:
+    """total_train_flops of the packaged study, whose budgets count scans too, a ninth of a tiny Mamba's."""
+    rows, totals = plan_study(load_study(PACKAGED / "isoflop.yaml"), tmp_path).rows, {}
+    for row in rows:
+        totals[row.config.run] = (row.cost.train_flops or 0) + totals.get(row.config.parent, 0)
+    for strategy in ("ar", "mae", "supervised"):
+        flops = [
+            totals[row.config.run] for row in rows if (row.config.strategy, row.config.stage) == (strategy, "finetune")
+        ]
+        assert np.bincount(budgets(np.array(flops))).tolist() == [4, 4, 4, 4], strategy
 
 
 def test_contours_are_those_of_the_law(study: Tables) -> None:
