@@ -94,8 +94,11 @@ def ranks(data: pd.DataFrame) -> pd.DataFrame:
                          runs["top1"].std(), runs["seed"].nunique(), share))  # fmt: skip
     columns = ["protocol", "size", "parameters", "strategy", "mean", "standard_deviation", "seeds", "wins"]
     table = pd.DataFrame(rows, columns=columns)
-    table["rank"] = table.groupby(["protocol", "size"])["mean"].rank(ascending=False, method="min")
-    return table.sort_values(["protocol", "parameters", "rank", "strategy"], kind="stable", ignore_index=True)
+    cells = table.groupby(["protocol", "size"])
+    table["rank"] = cells["mean"].rank(ascending=False, method="min")
+    of_size = cells["parameters"].transform("median")  # arms of one size differ a little, by encoder and resolution
+    order = ["protocol", "of_size", "rank", "strategy"]
+    return table.assign(of_size=of_size).sort_values(order, ignore_index=True).drop(columns="of_size")
 
 
 def ranking(data: pd.DataFrame) -> Picture | None:

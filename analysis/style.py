@@ -231,7 +231,7 @@ def log_axis(axes: Axes, which: str, values: Iterable[float], formatter: Any = c
     if decades < 0.35:  # may hold one of the digits below, for which LogLocator puts more ticks than there is room for
         axis.set_major_locator(MaxNLocator(nbins=4))
         return
-    steps = ((0.6, (1, 1.5, 2, 3, 4, 6, 8)), (1.3, (1, 2, 3, 5)), (1.8, (1, 2, 5)), (2.5, (1, 3)), (np.inf, (1,)))
+    steps = ((0.6, (1, 1.5, 2, 3, 4, 6, 8)), (1.0, (1, 2, 3, 5)), (1.8, (1, 2, 5)), (2.5, (1, 3)), (np.inf, (1,)))
     digits = next(digits for widest, digits in steps if decades < widest)
     axis.set_major_locator(LogLocator(subs=digits, numticks=12))
 

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -113,21 +115,28 @@ def test_a_study_without_any_result_still_has_a_page(tmp_path: Path) -> None:
     assert "queued, not completed" in write_report(study).read_text()
 
 
-@pytest.mark.parametrize("low", [1.0, 1.37, 2.55, 5.1, 7.3, 9.2])
-@pytest.mark.parametrize("factor", [1.0, 1.03, 1.15, 1.3, 1.8, 2.2, 3.5, 10.0, 50.0, 300.0, 2e3])
-def test_no_two_tick_labels_of_parameters_touch(low: float, factor: float) -> None:
-    """In the narrowest panels, four to a page; and an axis has two labels to read it by."""
+@pytest.mark.parametrize("factor", [1.0, 1.03, 1.15, 1.3, 1.8, 2.2, 3.5, 9.0, 15.0, 50.0, 300.0, 2e3])
+@pytest.mark.parametrize(("shown", "columns", "unit"), [(compact, 4, 1e5), (style.scientific, 2, 1e15)])
+def test_no_two_tick_labels_touch(factor: float, shown: Any, columns: int, unit: float) -> None:
+    """In the narrowest panels of parameters and of FLOPs, which are wider; and an axis has two labels to read it by."""
+    for low in np.array([1.0, 1.37, 2.55, 5.1, 7.3, 9.2]) * unit:
+        _labels_stand_apart(low, low * factor, shown, columns)
+
+
+def _labels_stand_apart(low: float, high: float, shown: Any, columns: int) -> None:
     with style.drawing():
-        figure, [[axes, *_]] = style.panels(1, 4, 11.6, 3.9)
-        axes.plot([low * 1e5, low * factor * 1e5], [0, 1])
+        figure, [[axes, *_]] = style.panels(1, columns, 11.6, 4.3)
+        axes.plot([low, high], [0, 1])
         axes.margins(x=0.06)
-        style.log_axis(axes, "x", [low * 1e5, low * factor * 1e5])
+        style.log_axis(axes, "x", [low, high], shown)
+        if columns == 2:
+            style.label_ends(axes, [(high, 1, "Autoregressive, 384 px", "black")])
         FigureCanvasAgg(figure).draw()
     left, right = axes.get_window_extent().x0, axes.get_window_extent().x1
-    shown = sorted((label.get_window_extent() for label in axes.get_xticklabels()), key=lambda box: box.x0)
-    shown = [box for box in shown if left - 1 <= (box.x0 + box.x1) / 2 <= right + 1]
-    assert len(shown) >= 2
-    assert min(after.x0 - box.x1 for box, after in itertools.pairwise(shown)) > 4
+    boxes = sorted((label.get_window_extent() for label in axes.get_xticklabels()), key=lambda box: box.x0)
+    boxes = [box for box in boxes if left - 1 <= (box.x0 + box.x1) / 2 <= right + 1]
+    assert len(boxes) >= 2, (low, high)
+    assert min(after.x0 - box.x1 for box, after in itertools.pairwise(boxes)) > 4, (low, high)
 
 
 def test_a_number_just_below_the_next_letter_takes_it() -> None:

@@ -104,6 +104,31 @@ def test_ranks_count_seeds_and_not_lengths(tables: Tables) -> None:
     assert set(table.loc[table["strategy"] == "ar", "wins"]) == {1.0}
 
 
+def test_the_ranking_of_a_size_is_by_accuracy_and_not_by_parameters() -> None:
+    """Two encoders and two resolutions, so that arms of one size have several numbers of parameters."""
+    rows = [
+        (
+            "finetune",
+            strategy,
+            encoder,
+            pixels,
+            size,
+            0,
+            parameters + 1e4 * (encoder == "vit") + 1e3 * (pixels == 64),
+            1,
+        )
+        for strategy, encoder, pixels in itertools.product(("ar", "mae"), ("mamba", "vit"), (32, 64))
+        for size, parameters in (("pico", 1e5), ("nano", 2e5))
+    ]
+    names = ["protocol", "strategy", "encoder", "resolution", "size", "seed", "parameters", "top1"]
+    data = pd.DataFrame(rows, columns=names)
+    data["top1"] = np.random.default_rng(0).permutation(len(data)) / len(data)
+    table = ranks(data)
+    assert table["size"].tolist() == ["pico"] * 8 + ["nano"] * 8
+    assert table["rank"].tolist() == [*range(1, 9)] * 2
+    assert table.groupby("size")["mean"].agg(lambda means: means.is_monotonic_decreasing).all()
+
+
 def test_losses_lead_to_the_accuracy_of_their_own_child(tables: Tables) -> None:
     picture = loss_to_accuracy(tables)
     assert picture is not None
