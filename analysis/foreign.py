@@ -30,12 +30,14 @@ TOTALS = ("train_flops", "images_seen", "gpu_seconds")
 
 def parse_mapping(given: Iterable[str]) -> dict[str, str]:
     """{name: column or expression} of texts NAME=COLUMN and NAME=EXPR."""
-    mapping = {}
+    mapping: dict[str, str] = {}
     for text in given:
         name, equals, expression = text.partition("=")
         if not (name.strip() and equals and expression.strip()):
             raise UserError("map", text, "NAME=COLUMN, or NAME=EXPR as in 'samples=`Training FLOP` / (6 * parameters)'")
-        mapping[name.strip()] = expression.strip()
+        name, expression = name.strip(), expression.strip()
+        if mapping.setdefault(name, expression) != expression:
+            raise UserError("map", text, "one --map a name", why=f"{name} is {mapping[name]} by another")
     return mapping
 
 

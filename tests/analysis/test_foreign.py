@@ -81,6 +81,12 @@ def test_accuracies_in_per_cent_are_refused_and_the_way_out_is_named(points: Pat
     assert by_cent.parameters["c"].value == pytest.approx(by_part.parameters["c"].value, rel=1e-4)
 
 
+def test_a_name_that_is_mapped_twice_is_refused_with_what_it_is_mapped_to() -> None:
+    """What is to be changed where the refusal of per cents says to divide a column that is mapped itself."""
+    with pytest.raises(UserError, match=r"top1=top1 / 100.*top1 is acc by another.*one --map a name"):
+        parse_mapping(["top1=acc", "N=size", "top1=top1 / 100"])
+
+
 def test_a_group_that_cannot_be_fitted_is_named_and_rows_of_no_group_are_counted(points: Path) -> None:
     table = read_table(points)
     with pytest.raises(UserError, match=r"who = a.*at least 3 distinct x"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import analysis
@@ -40,6 +41,19 @@ def test_the_notebook_runs(name: str, made: bool, tmp_path: Path, monkeypatch: p
     if name == "scaling_laws":
         assert ("Budget 1 GPU-hours" in told) == made
         assert "floor" in told
+
+
+def test_the_largest_size_that_scores_the_laws_is_each_arms_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """At 64 px every size has a few parameters more, so that the largest of all is of one arm alone."""
+    notebook = nbformat.read(NOTEBOOKS / "scaling_laws.ipynb", as_version=4)
+    (cell,) = [cell["source"] for cell in notebook.cells if "import choose_form" in cell["source"]]
+    sizes = pd.Series([1e5, 2e5, 4e5, 8e5])
+    arms = {"ar, 32 px": sizes, "ar, 64 px": 1.01 * sizes}
+    parts = [pd.DataFrame({"label": label, "parameters": n, "top1_error": 9 * n**-0.3}) for label, n in arms.items()]
+    exec(cell, {"runs": pd.concat(parts)})
+    scored = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["power"]]
+    assert [float(row[1]) for row in scored] == [3, 3]
+    assert [float(row[2]) for row in scored] == pytest.approx([0, 0], abs=1e-3)
 
 
 def test_the_shipped_tables_are_whole_and_name_no_place_of_their_machine() -> None:
