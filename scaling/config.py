@@ -13,6 +13,8 @@ SCHEMA = 1
 """Version of these defaults. A run's identity hashes what differs; a changed default needs a new version."""
 
 STRATEGIES = ("ar", "mae", "supervised", "scratch")
+PRETRAINED = ("ar", "mae")
+"""Strategies that begin with a pretraining."""
 STAGES = ("pretrain", "finetune", "probe")
 ENGINES = ("single", "ddp", "fsdp", "deepspeed")
 ZERO_STAGES = (1, 2, 3)  # stage 0 is `ddp`

@@ -16,11 +16,10 @@ from models.noise import Noise
 from models.scan.backends import MODULES, obstacle
 from models.scan.inputs import ScanInputs
 from scaling.checks import check, choice
-from scaling.config import STAGE_DEFAULTS, STRATEGIES, DeepSpeedConfig, FSDPConfig, ModelConfig, RunConfig
+from scaling.config import PRETRAINED, STAGE_DEFAULTS, STRATEGIES, DeepSpeedConfig, FSDPConfig, ModelConfig, RunConfig
 from scaling.engines import build_engine
 from scaling.environment import Rank
 from scaling.randomness import step_noise
-from scaling.study.stages import PRETRAINED
 
 CPU_SIZES = ("pico", "nano", "micro")
 CLASSES = 1000

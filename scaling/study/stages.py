@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from scaling.checks import check
-from scaling.config import PROBE, RunConfig, TrainConfig
+from scaling.config import PRETRAINED, PROBE, RunConfig, TrainConfig
 from scaling.errors import UserError
 from scaling.share import share_of
 from scaling.study.table import CellConfig, Study
@@ -15,8 +15,6 @@ SECTIONS = {"pretrain": "pretrain", "probe": "probe", "finetune": "finetune", "f
 """Sections of a cell, a parent before its child, and the stage that each is."""
 PROBED = ("ar", "mae", "scratch")
 """Strategies whose encoder is probed before any finetuning; that of `scratch` is random."""
-PRETRAINED = ("ar", "mae")
-"""Strategies that begin with a pretraining."""
 SHARED = {item.name for item in dataclasses.fields(RunConfig)} & {item.name for item in dataclasses.fields(CellConfig)}
 """Fields of a cell that all of its stages have."""
 
