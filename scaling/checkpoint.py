@@ -158,7 +158,10 @@ def prune(run: Path, keep: int, every: int, branches: Collection[int] = ()) -> N
 
 
 def clear_unfinished(run: Path) -> None:
-    """Removes what killed saves left: it may be what keeps the next one from having room. No save may be under way."""
+    """Removes what killed saves left: it may be what keeps the next one from having room.
+
+    The newest attempt alone calls it, with no save of its own under way; an older one's ends with its files.
+    """
     folder = run / rundir.CHECKPOINTS
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir() and not (entry / COMMIT).is_file():

@@ -13,6 +13,7 @@ from scaling.config import (
     EVALUATORS,
     PARAMETRISATIONS,
     PRECISIONS,
+    PRETRAINED,
     PURPOSES,
     SCHEDULES,
     STAGES,
@@ -77,7 +78,7 @@ def check(config: RunConfig) -> None:
     minutes(config.resources.time, "resources.time")
     _at_least("data.workers", config.data.workers, 0)
     _at_least("data.lanes", config.data.lanes, 1)
-    if config.stage == "pretrain" and config.strategy not in ("ar", "mae"):
+    if config.stage == "pretrain" and config.strategy not in PRETRAINED:
         valid = ("finetune", "probe")
         raise UserError("stage", config.stage, valid, why=f"strategy {config.strategy} has no pretraining")
     _at_least("fsdp.replicas", config.fsdp.replicas, 1)

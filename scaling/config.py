@@ -249,7 +249,7 @@ class RunConfig:
 
         A probe reads the module that was pretrained; where nothing was, an encoder under a head that has no part in it.
         """
-        if self.classifies or self.strategy not in ("ar", "mae"):
+        if self.classifies or self.strategy not in PRETRAINED:
             # A transferred encoder starts under a nearly silent head (sheet 1.6).
             return SupervisedConfig(
                 classes=classes, pooling=self.train.pooling, head_std=2e-5 if self.parent is not None else 0.02
